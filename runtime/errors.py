@@ -1,0 +1,65 @@
+"""Errors a user can act on, and the import of optional libraries."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class BerdiffError(Exception):
+    """Base of every expected error: says what was got, what was expected and what to do."""
+
+
+class InputError(BerdiffError):
+    """A scan or image that cannot be used as it is."""
+
+
+class BundleError(BerdiffError):
+    """A bundle that is incomplete, altered, or written for another version."""
+
+
+class BackendError(BerdiffError):
+    """An engine backend that is unknown, unavailable, or cannot do what was asked."""
+
+
+class PartialFailure(BerdiffError):
+    """Some of the scans of a run could not be processed; the others were."""
+
+
+class MissingDependency(BerdiffError):
+    """An optional library is needed and not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the Python package '{module}', which is not installed; "
+            f"install it with: pip install 'berdiff[{extra}]'"
+        )
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """Import an optional library when it is first used.
+
+    Parameters
+    ----------
+    module : str
+        Dotted module name, for example ``"PIL.Image"``.
+    extra : str
+        The extra of this distribution that installs it.
+
+    Returns
+    -------
+    ModuleType
+        The imported module.
+
+    Raises
+    ------
+    MissingDependency
+        If the library is not installed. An installed library that fails while it is imported
+        raises its own error, which says more.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == module.split(".")[0]:
+            raise MissingDependency(module.split(".")[0], extra) from error
+        raise

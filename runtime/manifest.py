@@ -1,0 +1,128 @@
+"""The contents of ``bundle.json``: everything a runtime must know to use a detector correctly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .preprocessing import Preprocessing
+
+SCHEMA_VERSION = 1
+
+AnomalyMapKind = Literal["squared", "signed", "absolute", "change", "flips"]
+
+
+@dataclass(frozen=True)
+class CodeShape:
+    """Shape of the binary code: K channels of height h and width w."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """Linear beta schedule: T steps from `beta_start` to `beta_end` (scaled by 1000 / T)."""
+
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What is used where the caller says nothing.
+
+    Attributes
+    ----------
+    noise_level : int
+        L, in original steps.
+    steps : int or None
+        Reverse steps spread over ``[0, L)``; None takes all L.
+    flip_threshold : float
+        P, in [0, 1].
+    code : {"threshold", "sample"}
+        How bits are made of bit probabilities: ``p > 0.5``, or a Bernoulli draw.
+    anomaly_map : str
+        Kind of the main anomaly map; see `berdiff.runtime.anomaly`.
+    """
+
+    noise_level: int = 200
+    steps: int | None = None
+    flip_threshold: float = 0.5
+    code: Literal["threshold", "sample"] = "threshold"
+    anomaly_map: AnomalyMapKind = "squared"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A segmentation threshold and the settings it is valid for.
+
+    Attributes
+    ----------
+    value : float
+        Pixels of the anomaly map above it belong to the mask.
+    source : str
+        Where it came from, for a reader.
+    anomaly_map, noise_level, steps, flip_threshold
+        The settings the healthy maps were made with.
+    """
+
+    value: float
+    source: str
+    anomaly_map: AnomalyMapKind
+    noise_level: int
+    steps: int | None
+    flip_threshold: float
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Digest and size in bytes of one file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of ``bundle.json``.
+
+    Attributes
+    ----------
+    schema_version : int
+        Raised when a key changes its meaning or a key is added.
+    name : str
+        Name of the detector, for people.
+    preprocessing : Preprocessing
+        Intended input and how a slice is brought to the model's grid.
+    code : CodeShape
+        Shape of the binary code.
+    schedule : ScheduleSpec
+        Noise schedule the denoiser was trained with.
+    forward_noise : {"bernoulli", "upstream"}
+        Forward process the denoiser was trained with.
+    sampling : SamplingDefaults
+        Default settings of the loop.
+    threshold : Threshold or None
+        Calibrated segmentation threshold; None until `berdiff calibrate` has run.
+    parity : dict of str to float
+        What the export measured against PyTorch.
+    provenance : dict of str to str
+        Where the weights came from and what wrote the bundle.
+    files : dict of str to FileRecord
+        Every file of the bundle but ``bundle.json``, by POSIX path.
+    """
+
+    schema_version: int
+    name: str
+    preprocessing: Preprocessing
+    code: CodeShape
+    schedule: ScheduleSpec
+    forward_noise: Literal["bernoulli", "upstream"]
+    sampling: SamplingDefaults
+    files: dict[str, FileRecord]
+    threshold: Threshold | None = None
+    parity: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
