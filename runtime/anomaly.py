@@ -1,0 +1,163 @@
+"""Anomaly maps, their segmentation, and the image score.
+
+All functions work on float32 arrays on one grid; nothing here depends on an engine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import optional
+from .manifest import AnomalyMapKind
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+MEDIAN_SIZE = 5
+MIN_PIXELS = 16
+TOP_FRACTION = 0.01
+
+
+def anomaly_map(
+    kind: AnomalyMapKind,
+    images: FloatArray,
+    reconstruction: FloatArray,
+    unchanged: FloatArray | None,
+    flips: FloatArray,
+) -> FloatArray:
+    """Combine what the loop gives into one map per image, smoothed by a 5x5 median.
+
+    Parameters
+    ----------
+    kind : str
+        "squared": sum over channels of (reconstruction - image)^2, the published map.
+        "absolute": sum of |reconstruction - image|.
+        "signed": sum of image - reconstruction where positive, for lesions that are brighter than
+        healthy tissue.
+        "change": sum of unchanged - reconstruction where positive: what the loop itself darkened,
+        without the decoder's blur.
+        "flips": the flip map.
+    images : ndarray, shape (N, C, H, W)
+        What was encoded, in [0, 1].
+    reconstruction : ndarray, shape (N, C, H, W)
+        The healthy counterpart, in [0, 1].
+    unchanged : ndarray, shape (N, C, H, W), or None
+        Decoded from the image's own code; needed by "change" only.
+    flips : ndarray, shape (N, H, W)
+        The flip map on the same grid.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, H, W)
+        At least 0; larger is more anomalous.
+    """
+    if kind == "flips":
+        return median_filter(flips)
+    if kind == "change":
+        if unchanged is None:
+            raise ValueError("the map 'change' needs the decoded original code")
+        difference = np.maximum(unchanged - reconstruction, 0)
+    elif kind == "signed":
+        difference = np.maximum(images - reconstruction, 0)
+    elif kind == "absolute":
+        difference = np.abs(images - reconstruction)
+    else:
+        difference = np.square(reconstruction - images)
+    return median_filter(difference.sum(axis=1, dtype=np.float32))
+
+
+def median_filter(maps: FloatArray) -> FloatArray:
+    """Median of each 5x5 neighbourhood, ``[N, H, W] -> [N, H, W]``, edges mirrored."""
+    ndimage = optional("scipy.ndimage", "images")
+    return np.stack([ndimage.median_filter(plane, size=MEDIAN_SIZE) for plane in maps])
+
+
+def flip_map(flips: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Bring flip probabilities of bits to image size.
+
+    Parameters
+    ----------
+    flips : ndarray of float32, shape (N, K, h, w)
+        Mean over the steps of the probability that the healthy bit differs from the image's.
+    size : tuple of int
+        (H, W), multiples of (h, w).
+
+    Returns
+    -------
+    ndarray of float32, shape (N, H, W)
+        Mean over the K bits, bilinear in between; in [0, 1].
+    """
+    ndimage = optional("scipy.ndimage", "images")
+    mean = flips.mean(axis=1, dtype=np.float32)
+    factors = size[0] / mean.shape[1], size[1] / mean.shape[2]
+    return np.stack(
+        [
+            ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True)
+            for plane in mean
+        ]
+    )
+
+
+def otsu(values: NDArray[np.floating]) -> float:
+    """Threshold that best splits values into two classes (Otsu 1979), over 256 bins.
+
+    Parameters
+    ----------
+    values : ndarray
+        Any shape; finite.
+
+    Returns
+    -------
+    float
+        Upper edge of the lower class; the common value where all are equal.
+    """
+    low, high = float(np.min(values)), float(np.max(values))
+    if low == high:
+        return high
+    counts, edges = np.histogram(values, bins=256, range=(low, high))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = sums / below - (sums[-1] - sums) / above
+    variance = np.where((below > 0) & (above > 0), below * above * gap**2, -1.0)
+    return float(edges[int(np.argmax(variance)) + 1])
+
+
+def segment(
+    anomaly: FloatArray, threshold: float, foreground: BoolArray, min_pixels: int = MIN_PIXELS
+) -> BoolArray:
+    """Mask of pixels above a threshold, without specks.
+
+    Parameters
+    ----------
+    anomaly : ndarray, shape (H, W)
+        Anomaly map.
+    threshold : float
+        Pixels above it are kept.
+    foreground : ndarray of bool, shape (H, W)
+        Where the image shows anything; the mask stays inside.
+    min_pixels : int
+        Connected components (8 neighbours) with fewer pixels are dropped.
+
+    Returns
+    -------
+    ndarray of bool, shape (H, W)
+    """
+    ndimage = optional("scipy.ndimage", "images")
+    mask = (anomaly > threshold) & foreground
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3), bool))
+    large = np.bincount(labels.ravel(), minlength=count + 1) >= min_pixels
+    large[0] = False
+    return large[labels]
+
+
+def image_score(anomaly: FloatArray, foreground: BoolArray) -> float:
+    """Mean of the highest 1 % of the anomaly map inside the foreground; 0 without foreground."""
+    values = anomaly[foreground]
+    if values.size == 0:
+        return 0.0
+    count = max(1, round(TOP_FRACTION * values.size))
+    return float(np.partition(values, values.size - count)[-count:].mean(dtype=np.float64))

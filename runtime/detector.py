@@ -1,0 +1,252 @@
+"""The detector: images in, anomaly maps out. This is what other software embeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .anomaly import anomaly_map, flip_map, image_score, otsu, segment
+from .backends import Backend, open_backend
+from .bundle import Bundle
+from .errors import InputError
+from .manifest import AnomalyMapKind, SamplingDefaults
+from .philox import CODE_STEP, PhiloxNoise
+from .preprocessing import foreground
+from .sampler import Sampler
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Result for a batch of images, on the model's grid.
+
+    Attributes
+    ----------
+    anomaly_map : ndarray of float32, shape (N, H, W)
+        At least 0; larger is more anomalous. Which kind it is, the bundle says.
+    flip_map : ndarray of float32, shape (N, H, W)
+        Mean probability, over steps and bits, that the healthy code differs; in [0, 1].
+    reconstruction : ndarray of float32, shape (N, C, H, W)
+        The healthy counterpart, in [0, 1].
+    mask : ndarray of bool, shape (N, H, W)
+        Segmentation by the bundle's threshold, or by Otsu's where it has none.
+    score : ndarray of float64, shape (N,)
+        Mean of the highest 1 % of the anomaly map inside the foreground.
+    timings : dict of str to float
+        Seconds spent in "encode", "loop", "decode" and "maps", for the whole batch.
+    """
+
+    anomaly_map: FloatArray
+    flip_map: FloatArray
+    reconstruction: FloatArray
+    mask: NDArray[np.bool_]
+    score: NDArray[np.float64]
+    timings: dict[str, float]
+
+
+class Detector:
+    """A bundle opened on a backend.
+
+    Use one per worker thread; `detect` keeps no state between calls.
+
+    Examples
+    --------
+    >>> with Detector.open("bundle") as detector:  # doctest: +SKIP
+    ...     detection = detector.detect(images, ids=[1, 2], seed=0)
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.schedule = bundle.schedule
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> Detector:
+        """Open a bundle on a backend.
+
+        Parameters
+        ----------
+        bundle : str, Path or Bundle
+            The folder, or a bundle opened before.
+        backend : str
+            Name of the engine backend.
+        device : str
+            For example "cpu".
+        threads : int, optional
+            Number of CPU threads; None leaves it to the backend.
+
+        Raises
+        ------
+        BundleError
+            If the bundle is incomplete or altered.
+        BackendError
+            If the backend or device is unknown or not available here.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        return cls(opened, open_backend(opened, backend, device, threads))
+
+    def __enter__(self) -> Detector:
+        """Return the detector itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the engines."""
+        self.close()
+
+    def close(self) -> None:
+        """Release the engines."""
+        self.backend.close()
+
+    def warm_up(self, batch_size: int = 1) -> None:
+        """Run every network once on zeros, so that the first real image is not the slow one."""
+        pre, code = self.bundle.manifest.preprocessing, self.bundle.manifest.code
+        self.backend.encode(np.zeros((batch_size, pre.channels, *pre.size), np.float32))
+        zeros = np.zeros((batch_size, code.channels, code.height, code.width), np.float32)
+        self.backend.flip_probability(zeros, 0)
+        self.backend.decode(zeros)
+
+    def settings(
+        self,
+        noise_level: int | None = None,
+        steps: int | None = None,
+        flip_threshold: float | None = None,
+        anomaly_map: AnomalyMapKind | None = None,
+    ) -> SamplingDefaults:
+        """Fill in the bundle's defaults where an argument is None.
+
+        The bundle's number of steps belongs to its noise level: with another noise level and no
+        steps given, the number is kept where it fits and lowered to the noise level otherwise.
+        """
+        defaults = self.bundle.manifest.sampling
+        level = defaults.noise_level if noise_level is None else noise_level
+        count = defaults.steps if steps is None else steps
+        if steps is None and count is not None:
+            count = min(count, level)
+        return replace(
+            defaults,
+            noise_level=level,
+            steps=count,
+            flip_threshold=(
+                defaults.flip_threshold if flip_threshold is None else flip_threshold
+            ),
+            anomaly_map=defaults.anomaly_map if anomaly_map is None else anomaly_map,
+        )
+
+    def sampler(self, settings: SamplingDefaults) -> Sampler:
+        """Return the sampling loop for given settings."""
+        try:
+            return Sampler(
+                schedule=self.schedule,
+                noise_level=settings.noise_level,
+                steps=settings.steps,
+                flip_threshold=settings.flip_threshold,
+                forward_noise=self.bundle.manifest.forward_noise,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def detect(
+        self,
+        images: NDArray[np.float32],
+        ids: ArrayLike,
+        seed: int = 0,
+        settings: SamplingDefaults | None = None,
+    ) -> Detection:
+        """Find anomalies in a batch.
+
+        What an image gets depends on its pixels, its id, the seed and the settings only, not on
+        the rest of the batch.
+
+        Parameters
+        ----------
+        images : ndarray of float32, shape (N, C, H, W)
+            On the model's grid, in [0, 1]; see `Preprocessing.to_grid`.
+        ids : array_like of uint64, shape (N,)
+            Identity of each image: which noise it draws.
+        seed : int
+            64-bit seed of the run.
+        settings : SamplingDefaults, optional
+            From `settings`; None takes the bundle's.
+
+        Raises
+        ------
+        InputError
+            If the images have another shape or hold NaN or infinity, or a setting is out of range.
+        """
+        settings = settings or self.settings()
+        images = self._check(images)
+        noise = PhiloxNoise(seed, ids)
+        if len(noise.image_ids) != len(images):
+            raise InputError(f"got {len(images)} images and {len(noise.image_ids)} ids")
+        sampler = self.sampler(settings)
+        timings: dict[str, float] = {}
+
+        with _timed(timings, "encode"):
+            probability = self.backend.encode(images)
+            half = np.float32(0.5)
+            uniforms = noise(CODE_STEP, probability.shape) if settings.code == "sample" else half
+            z_org = ((uniforms < probability)).astype(np.float32)
+        with _timed(timings, "loop"):
+            state = sampler.run(z_org, self.backend.flip_probability, noise)
+        with _timed(timings, "decode"):
+            reconstruction = np.clip(self.backend.decode(state.z), 0, 1)
+            unchanged = None
+            if settings.anomaly_map == "change":
+                unchanged = np.clip(self.backend.decode(z_org), 0, 1)
+        with _timed(timings, "maps"):
+            flips = flip_map(state.flips / np.float32(len(sampler.kept)), images.shape[2:])
+            maps = anomaly_map(settings.anomaly_map, images, reconstruction, unchanged, flips)
+            inside = foreground(images)
+            mask = np.stack(
+                [
+                    segment(plane, self.threshold(plane, area), area)
+                    for plane, area in zip(maps, inside, strict=True)
+                ]
+            )
+            score = np.array([image_score(*pair) for pair in zip(maps, inside, strict=True)])
+        return Detection(maps, flips, reconstruction, mask, score, timings)
+
+    def threshold(self, anomaly: FloatArray, inside: NDArray[np.bool_]) -> float:
+        """Return the bundle's calibrated threshold, or Otsu's of this map's foreground."""
+        calibrated = self.bundle.manifest.threshold
+        if calibrated is not None:
+            return calibrated.value
+        return otsu(anomaly[inside]) if inside.any() else 0.0
+
+    def _check(self, images: NDArray[np.float32]) -> FloatArray:
+        pre = self.bundle.manifest.preprocessing
+        images = np.ascontiguousarray(images, dtype=np.float32)
+        if images.ndim != 4 or images.shape[1:] != (pre.channels, *pre.size) or not len(images):
+            raise InputError(
+                f"got images of shape {images.shape}, expected "
+                f"[N, {pre.channels}, {pre.size[0]}, {pre.size[1]}]"
+            )
+        if not np.isfinite(images).all():
+            raise InputError("the images hold NaN or infinite values")
+        return images
+
+
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = time.perf_counter() - start
