@@ -1,0 +1,70 @@
+# Set-up and checks. Everything is installed into $(VENV); nothing else on the machine is touched.
+#
+#   make demo     find anomalies in made-up head scans with the detector that ships in the package
+#   make test     lint, types, tests, documentation
+#   make clean    remove what make made
+#
+# PYTHON    the interpreter that makes the environment (3.10 or newer)
+# PIP_ARGS  handed to pip as it is, for example the package index or wheel folder to use
+# ARGS      handed to pytest or to `berdiff demo`
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+
+# A test that makes an environment of its own installs with the same arguments.
+export PIP_ARGS
+
+BIN := $(VENV)/bin
+# Without --compile pip takes a minute less: Python compiles what is used when it is first imported.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile \
+    --constraint constraints.txt $(PIP_ARGS)
+DEMO_READY := $(VENV)/.ready-demo
+DEV_READY := $(VENV)/.ready-dev
+
+.PHONY: demo test lint format types pytest docs clean
+.DEFAULT_GOAL := test
+
+demo: $(DEMO_READY)
+	$(BIN)/berdiff demo $(ARGS)
+
+test: lint types pytest docs
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("berdiff needs Python 3.10 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is older than these files when they changed after the installation.
+$(DEMO_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[cpu,export,train,report]'
+	@touch $@
+
+$(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV_READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy reads folders, and the folders only become one package when they are installed.
+types: $(DEV_READY)
+	rm -rf build
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
+	    --target build/installed .
+	cd build/installed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
+	    --cache-dir ../../.mypy_cache --package berdiff
+
+pytest: $(DEV_READY)
+	$(BIN)/pytest $(ARGS)
+
+docs: $(DEV_READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) build dist site berdiff.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
