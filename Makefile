@@ -52,19 +52,23 @@ format: $(DEV_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy reads folders, and the folders only become one package when they are installed.
-types: $(DEV_READY)
+# Tools that read folders find one package only where it is installed: the folders are mapped there.
+build/installed: $(DEV_READY) $(shell find berdiff runtime export cli -name '*.py')
 	rm -rf build
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
-	    --target build/installed .
-	cd build/installed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-compile \
+	    --no-build-isolation --target $@ .
+
+types: build/installed
+	cd $< && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
 	    --cache-dir ../../.mypy_cache --package berdiff
 
 pytest: $(DEV_READY)
 	$(BIN)/pytest $(ARGS)
 
-docs: $(DEV_READY)
-	$(BIN)/mkdocs build --strict --quiet
+# Broken links and anchors stop the build. Not --quiet: it would also stop --strict from seeing them.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: build/installed
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site berdiff.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
