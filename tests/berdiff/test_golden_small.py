@@ -48,7 +48,9 @@ def assert_close(values: torch.Tensor, expected: Any, tolerance: float = TOLERAN
     np.testing.assert_allclose(values.detach().numpy(), expected, rtol=0, atol=tolerance)
 
 
-def test_autoencoder_has_upstreams_parameters_but_the_unused(autoencoder: BinaryAutoencoder):
+def test_autoencoder_lacks_only_unused_parameters(
+    autoencoder: BinaryAutoencoder,
+) -> None:
     upstream = autoencoder_shapes(AUTOENCODER)
     ours = {name: tuple(value.shape) for name, value in autoencoder.state_dict().items()}
     assert all(upstream[name] == shape for name, shape in ours.items())
@@ -56,24 +58,24 @@ def test_autoencoder_has_upstreams_parameters_but_the_unused(autoencoder: Binary
     assert all(".conv_out." in name or ".logsigma." in name for name in unused)
 
 
-def test_denoiser_has_upstreams_parameters(denoiser: Denoiser):
+def test_denoiser_has_upstreams_parameters(denoiser: Denoiser) -> None:
     ours = {name: tuple(value.shape) for name, value in denoiser.state_dict().items()}
     assert ours == denoiser_shapes(DENOISER)
 
 
 @torch.no_grad()
-def test_encoder(golden: dict[str, Any], autoencoder: BinaryAutoencoder):
+def test_encoder(golden: dict[str, Any], autoencoder: BinaryAutoencoder) -> None:
     assert_close(autoencoder.encode(tensor(golden["image"])), golden["code_probability"])
 
 
 @torch.no_grad()
-def test_decoder(golden: dict[str, Any], autoencoder: BinaryAutoencoder):
+def test_decoder(golden: dict[str, Any], autoencoder: BinaryAutoencoder) -> None:
     code = tensor(golden["code_probability"] > 0.5)
     assert_close(autoencoder.decode(code), golden["reconstruction"])
 
 
 @torch.no_grad()
-def test_sampled_code(golden: dict[str, Any], autoencoder: BinaryAutoencoder):
+def test_sampled_code(golden: dict[str, Any], autoencoder: BinaryAutoencoder) -> None:
     noise = PhiloxNoise(int(golden["seed"]), golden["image_ids"])
     uniforms = injected(noise)(CODE_STEP, torch.Size(golden["sampled_code"].shape))
     image = tensor(golden["image"])
@@ -86,14 +88,14 @@ def test_sampled_code(golden: dict[str, Any], autoencoder: BinaryAutoencoder):
 
 
 @torch.no_grad()
-def test_denoiser(golden: dict[str, Any], denoiser: Denoiser):
+def test_denoiser(golden: dict[str, Any], denoiser: Denoiser) -> None:
     code = tensor(golden["code_probability"] > 0.5)
     assert_close(denoiser(code, torch.tensor(golden["denoiser_times"])), golden["denoiser"])
     assert_close(denoiser(code[:1], torch.tensor([0])), golden["denoiser_t0"])
 
 
 @torch.no_grad()
-def test_denoiser_of_a_shorter_schedule_sees_scaled_timesteps(golden: dict[str, Any]):
+def test_denoiser_of_a_shorter_schedule_sees_scaled_timesteps(golden: dict[str, Any]) -> None:
     spec = replace(DENOISER, num_timesteps=250)
     code = golden["code_probability"] > 0.5
     expected = numpy_networks.denoise(make_golden.denoiser_weights(), spec, code, 37)
@@ -101,13 +103,13 @@ def test_denoiser_of_a_shorter_schedule_sees_scaled_timesteps(golden: dict[str, 
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "upstream"])
-def test_forward_mean(golden: dict[str, Any], kind: Any):
+def test_forward_mean(golden: dict[str, Any], kind: Any) -> None:
     abar = torch.tensor(Schedule.linear().abar)[golden["diffusion_times"]]
     mean = forward_mean(tensor(golden["z0"]), abar[:, None, None, None], kind)
     assert_close(mean, golden[f"mean_{kind}"], 1e-6)
 
 
-def test_posterior(golden: dict[str, Any]):
+def test_posterior(golden: dict[str, Any]) -> None:
     schedule = Schedule.linear()
     for i, t in enumerate(golden["diffusion_times"]):
         mean = posterior(
@@ -120,7 +122,7 @@ def test_posterior(golden: dict[str, Any]):
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "upstream"])
-def test_training_loss_is_the_cross_entropy_of_the_flips(golden: dict[str, Any], kind: Any):
+def test_training_loss_is_the_cross_entropy_of_the_flips(golden: dict[str, Any], kind: Any) -> None:
     z0, times = golden["z0"], golden["diffusion_times"]
     u = np.random.Generator(np.random.Philox(key=5)).random(z0.shape, np.float32)
     logits = np.random.Generator(np.random.Philox(key=6)).standard_normal(z0.shape, np.float32)
@@ -141,7 +143,7 @@ def test_training_loss_is_the_cross_entropy_of_the_flips(golden: dict[str, Any],
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_loop(golden: dict[str, Any], denoiser: Denoiser, name: str):
+def test_loop(golden: dict[str, Any], denoiser: Denoiser, name: str) -> None:
     settings: dict[str, Any] = dict(LOOPS[name])
     sampler = Sampler(Schedule.linear(), forward_noise=settings.pop("kind"), **settings)
     z_org = tensor(golden["code_probability"] > 0.5)
@@ -151,7 +153,9 @@ def test_loop(golden: dict[str, Any], denoiser: Denoiser, name: str):
     assert_close(final, golden[f"loop_{name}_final"])
 
 
-def test_loop_on_an_upstream_style_respaced_schedule(golden: dict[str, Any], denoiser: Denoiser):
+def test_loop_on_a_schedule_respaced_as_upstream(
+    golden: dict[str, Any], denoiser: Denoiser
+) -> None:
     """Upstream keeps every 10th-or-so step of all and counts the noise level in kept steps."""
     schedule = Schedule.linear().evenly_respaced(100)
     kept = [round(i * 999 / 99) for i in range(100)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import make_golden
 import numpy as np
 import numpy_diffusion as diffusion
@@ -9,7 +11,12 @@ import numpy_networks as networks
 import pytest
 from numpy_networks import AutoencoderSpec, DenoiserSpec
 from parameter_shapes import autoencoder_shapes, denoiser_shapes
-from upstream_reference import REFERENCE, needs_reference
+from upstream_reference import Reference
+
+
+@pytest.fixture(scope="module")
+def upstream(reference: Path) -> Reference:
+    return Reference(reference)
 
 
 def test_golden_file_is_what_the_oracle_computes() -> None:
@@ -27,54 +34,50 @@ def test_golden_file_is_what_the_oracle_computes() -> None:
         np.testing.assert_allclose(values, stored[name], rtol=0, atol=1e-6, err_msg=name)
 
 
-@needs_reference
-def test_parameter_names_and_shapes_are_upstreams() -> None:
-    assert autoencoder_shapes(AutoencoderSpec()) == REFERENCE.shapes("ae")
-    assert denoiser_shapes(DenoiserSpec()) == REFERENCE.shapes("unet")
+def test_parameter_names_and_shapes_are_upstreams(upstream: Reference) -> None:
+    assert autoencoder_shapes(AutoencoderSpec()) == upstream.shapes("ae")
+    assert denoiser_shapes(DenoiserSpec()) == upstream.shapes("unet")
 
 
-@needs_reference
 @pytest.mark.slow
-def test_networks_match_upstream() -> None:
+def test_networks_match_upstream(upstream: Reference) -> None:
     weights = networks.named_weights(autoencoder_shapes(AutoencoderSpec()))
-    probability = networks.encode(weights, AutoencoderSpec(), REFERENCE["image"])
-    np.testing.assert_allclose(probability, REFERENCE["code_prob"], rtol=0, atol=1e-4)
-    recon = networks.decode(weights, AutoencoderSpec(), REFERENCE.code)
-    np.testing.assert_allclose(recon, REFERENCE["recon"], rtol=0, atol=1e-4)
+    probability = networks.encode(weights, AutoencoderSpec(), upstream["image"])
+    np.testing.assert_allclose(probability, upstream["code_prob"], rtol=0, atol=1e-4)
+    recon = networks.decode(weights, AutoencoderSpec(), upstream.code)
+    np.testing.assert_allclose(recon, upstream["recon"], rtol=0, atol=1e-4)
     weights = networks.named_weights(denoiser_shapes(DenoiserSpec()))
     for t in (0, 50, 999):
-        eps = networks.denoise(weights, DenoiserSpec(), REFERENCE.z0[:1], t)
-        np.testing.assert_allclose(eps, REFERENCE[f"unet_t{t}"], rtol=0, atol=1e-4)
+        eps = networks.denoise(weights, DenoiserSpec(), upstream.z0[:1], t)
+        np.testing.assert_allclose(eps, upstream[f"unet_t{t}"], rtol=0, atol=1e-4)
 
 
-@needs_reference
-def test_diffusion_matches_upstream() -> None:
+def test_diffusion_matches_upstream(upstream: Reference) -> None:
     abar = diffusion.cumulative_alphas()
-    np.testing.assert_allclose(abar, REFERENCE["alphas_cumprod"], rtol=1e-12)
-    times = REFERENCE.diffusion_times
+    np.testing.assert_allclose(abar, upstream["alphas_cumprod"], rtol=1e-12)
+    times = upstream.diffusion_times
     at, before = (abar[t].reshape(-1, 1, 1, 1) for t in (times, times - 1))
     computed = {
-        "q_mean_paper": diffusion.forward_mean(REFERENCE.z0, at, "bernoulli"),
-        "q_mean_reference": diffusion.forward_mean(REFERENCE.z0, at, "upstream"),
-        "posterior": diffusion.posterior(REFERENCE.soft_z0, REFERENCE.zt, at / before, before),
+        "q_mean_paper": diffusion.forward_mean(upstream.z0, at, "bernoulli"),
+        "q_mean_reference": diffusion.forward_mean(upstream.z0, at, "upstream"),
+        "posterior": diffusion.posterior(upstream.soft_z0, upstream.zt, at / before, before),
     }
     for name, values in computed.items():
-        np.testing.assert_allclose(values[:, :4], REFERENCE[name], rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(values[:, :4], upstream[name], rtol=0, atol=1e-6, err_msg=name)
 
 
-@needs_reference
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("paper", "bernoulli"), ("upstream", "upstream")])
-def test_loop_matches_upstream(name: str, kind: str) -> None:
+def test_loop_matches_upstream(upstream: Reference, name: str, kind: str) -> None:
     weights = networks.named_weights(denoiser_shapes(DenoiserSpec()))
     run = diffusion.masked_loop(
-        REFERENCE.code.astype(np.float64),
+        upstream.code.astype(np.float64),
         lambda z, t: networks.denoise(weights, DenoiserSpec(), z, t),
         diffusion.sequential_noise(1010),
         diffusion.cumulative_alphas(),
         noise_level=8,
         kind=kind,
     )
-    assert np.mean(run.mask != REFERENCE.mask(name)) <= 1e-3
-    far = np.abs(run.final - REFERENCE[f"loop_{name}_final"]) > 1e-4
+    assert np.mean(run.mask != upstream.mask(name)) <= 1e-3
+    far = np.abs(run.final - upstream[f"loop_{name}_final"]) > 1e-4
     assert far.mean() <= 1e-3

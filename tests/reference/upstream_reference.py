@@ -1,41 +1,26 @@
-"""What upstream's own code computed on a CPU, where that folder is at hand (it is not stored here).
-
-The folder is named by the environment variable BERDIFF_REFERENCE, or lies beside the checkout as
-`shared/reference`.
-"""
+"""What upstream's own code computed on a CPU; the folder is not part of the project."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-
-
-def reference_folder() -> Path:
-    beside = Path(__file__).resolve().parents[3] / "shared" / "reference"
-    return Path(os.environ.get("BERDIFF_REFERENCE", beside))
 
 
 @dataclass(frozen=True)
 class Reference:
     """Arrays by name, and the inputs they were computed from."""
 
-    folder: Path = field(default_factory=reference_folder)
+    folder: Path
     arrays: dict[str, Array] = field(default_factory=dict)
 
     diffusion_times = np.array([137, 900])
-
-    @property
-    def present(self) -> bool:
-        return (self.folder / "reference_brats.npz").is_file()
 
     def __getitem__(self, name: str) -> Array:
         if not self.arrays:
@@ -71,9 +56,3 @@ class Reference:
 
     def mask(self, loop: str) -> Array:
         return np.unpackbits(self[f"loop_{loop}_mask"]).reshape(1, 128, 32, 32).astype(bool)
-
-
-REFERENCE = Reference()
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.present, reason=f"no reference_brats.npz in {REFERENCE.folder}"
-)

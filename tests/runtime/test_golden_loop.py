@@ -33,7 +33,7 @@ def sampler(name: str) -> Sampler:
     return Sampler(Schedule.linear(), forward_noise=settings.pop("kind"), **settings)
 
 
-def test_philox_known_answers(golden: dict[str, Any]):
+def test_philox_known_answers(golden: dict[str, Any]) -> None:
     published = [
         "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
         "408f276d 41c83b0e a20bc7c6 6d5451fd",
@@ -45,7 +45,7 @@ def test_philox_known_answers(golden: dict[str, Any]):
         np.testing.assert_array_equal(golden["philox_words"][i], drawn)
 
 
-def test_uniforms(golden: dict[str, Any]):
+def test_uniforms(golden: dict[str, Any]) -> None:
     assert make_golden.SAMPLED_CODE_TIME == CODE_STEP
     noise = PhiloxNoise(int(golden["seed"]), golden["image_ids"])
     for t, expected in zip(golden["uniforms_times"], golden["uniforms"], strict=True):
@@ -54,14 +54,14 @@ def test_uniforms(golden: dict[str, Any]):
         np.testing.assert_array_equal(drawn, expected)
 
 
-def test_schedule(golden: dict[str, Any]):
+def test_schedule(golden: dict[str, Any]) -> None:
     abar = Schedule.linear().abar[[0, 1, 137, 500, 999]]
     np.testing.assert_allclose(abar, golden["abar"], rtol=1e-12)
     abar = Schedule.linear(250).abar[[0, 1, 137, 249]]
     np.testing.assert_allclose(abar, golden["abar_of_250"], rtol=1e-12)
 
 
-def test_posterior(golden: dict[str, Any]):
+def test_posterior(golden: dict[str, Any]) -> None:
     schedule = Schedule.linear()
     for i, t in enumerate(golden["diffusion_times"]):
         mean = posterior(
@@ -75,7 +75,7 @@ def test_posterior(golden: dict[str, Any]):
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "upstream"])
-def test_first_draw_follows_the_forward_mean(golden: dict[str, Any], kind: Any):
+def test_first_draw_follows_the_forward_mean(golden: dict[str, Any], kind: Any) -> None:
     z0 = golden["z0"].astype(np.float32)
     for i, t in enumerate(golden["diffusion_times"]):
         uniforms = np.random.Generator(np.random.Philox(key=9)).random(z0.shape, np.float32)
@@ -86,12 +86,12 @@ def test_first_draw_follows_the_forward_mean(golden: dict[str, Any], kind: Any):
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_reverse_steps(golden: dict[str, Any], name: str):
+def test_reverse_steps(golden: dict[str, Any], name: str) -> None:
     assert list(sampler(name).kept) == golden[f"loop_{name}_times"].tolist()
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_loop(golden: dict[str, Any], flip_probability: FlipProbability, name: str):
+def test_loop(golden: dict[str, Any], flip_probability: FlipProbability, name: str) -> None:
     noise = PhiloxNoise(int(golden["seed"]), golden["image_ids"])
     z_org = (golden["code_probability"] > 0.5).astype(np.float32)
     state = sampler(name).run(z_org, flip_probability, noise)
@@ -102,7 +102,7 @@ def test_loop(golden: dict[str, Any], flip_probability: FlipProbability, name: s
 
 def test_an_image_in_a_batch_gets_what_it_gets_alone(
     golden: dict[str, Any], flip_probability: FlipProbability
-):
+) -> None:
     name = "paper_fewer"
     code = (golden["code_probability"] > 0.5).astype(np.float32)
     for i, image_id in enumerate(golden["image_ids"]):
