@@ -1,0 +1,189 @@
+"""PNG, JPEG and TIFF: one image per file, without geometry (through Pillow)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, MissingDependency, optional
+from ..files import write_atomic
+from ..preprocessing import Preprocessing
+from .scan import MAX_VOXELS, FloatArray, Scan, image_ids, little_endian, read_content
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+_FORMATS = ("PNG", "JPEG", "TIFF")
+_GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I", "F")
+_EXIF_ORIENTATION = 0x0112
+_FULL_SCALE_KEY = "berdiff:full-scale"
+
+
+@dataclass(frozen=True)
+class PictureGrid:
+    """Writes results of a picture as PNG: 16-bit grey maps, 8-bit masks.
+
+    A map's stored value is ``value * 65535 / full_scale``; full_scale is 1, or the next power of
+    two that holds the map's largest value, and stands in the PNG's text under
+    ``berdiff:full-scale``.
+    """
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the files it writes."""
+        return ".png"
+
+    @property
+    def slice_axis(self) -> int | None:
+        """A picture is one image: None."""
+        return None
+
+    def file_index(self, index: int) -> int:
+        """Position of a slice: 0, the only one."""
+        return index
+
+    def write_map(self, path: Path, values: FloatArray) -> float:
+        """Write a map ``[1, H0, W0]``; return the value that 65535 stands for."""
+        full_scale = _full_scale(values)
+        _write_png(path, _sixteen_bit(values[0], full_scale), full_scale)
+        return full_scale
+
+    def write_mask(self, path: Path, mask: NDArray[np.bool_]) -> None:
+        """Write a mask ``[1, H0, W0]`` as 0 and 255."""
+        _write_png(path, mask[0].astype(np.uint8) * np.uint8(255))
+
+    def write_images(self, path: Path, images: FloatArray) -> None:
+        """Write an image ``[1, C, H0, W0]`` in [0, 1]: 16-bit grey, or 8-bit RGB."""
+        if images.shape[1] == 1:
+            _write_png(path, _sixteen_bit(images[0, 0], 1.0), 1.0)
+        else:
+            _write_png(path, np.rint(np.moveaxis(images[0], 0, -1) * 255).astype(np.uint8), 1.0)
+
+
+def read_picture(path: Path, preprocessing: Preprocessing) -> Scan:
+    """Read a picture as one slice, rows and columns as stored.
+
+    Grey of 8, 16 or 32 bits is read as it is. For a model of one channel, a colour picture whose
+    channels are equal counts as grey; a model of three takes RGB. A palette is resolved first. An
+    alpha channel is ignored where it is fully opaque.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, has several pages, a rotation in its EXIF, real transparency, or
+        colours the model cannot take.
+    """
+    content = read_content(path)
+    try:
+        stored = _decode(content)
+    except (InputError, MissingDependency):
+        raise
+    except MemoryError as error:
+        raise InputError("the picture does not fit into memory") from error
+    except Exception as error:  # decoders fail in many ways on damaged files
+        raise InputError(f"cannot read it as PNG, JPEG or TIFF: {error}") from error
+    planes = np.ascontiguousarray(_channels(stored, preprocessing))
+    return Scan(
+        path=path,
+        kind="picture",
+        slices=planes.astype(np.float32)[None],
+        spacing=None,
+        voxel_mm3=None,
+        image_ids=image_ids(little_endian(planes).tobytes(), 1),
+        sha256=hashlib.sha256(content).hexdigest(),
+        grid=PictureGrid(),
+    )
+
+
+def _decode(content: bytes) -> NDArray[Any]:
+    """Decode to ``[H, W]`` grey or ``[H, W, 3]`` RGB."""
+    pillow = optional("PIL.Image", "images")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pillow.DecompressionBombWarning)
+        with pillow.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_header(image)
+            image.load()
+            return _pixels(image)
+
+
+def _check_header(image: Any) -> None:
+    if math.prod(image.size) > MAX_VOXELS or min(image.size) < 2:
+        raise InputError(f"got a picture of {image.size[0]} x {image.size[1]} pixels")
+    # Before anything below loads the pixels, which forgets how they were stored.
+    raw_mode = str(image.tile[0][3]) if image.tile else ""
+    if image.mode in ("RGB", "RGBA", "LA") and ";16" in raw_mode:
+        raise InputError(
+            "16-bit colour would be cut to 8 bits; save it as 16-bit grey or 8-bit colour"
+        )
+    pages = getattr(image, "n_frames", 1)
+    if pages != 1:
+        raise InputError(
+            f"the file holds {pages} pages or frames, expected one image per file; "
+            "save them as separate files, or as a NIfTI volume"
+        )
+    turned = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if turned != 1:
+        raise InputError(
+            f"its EXIF data ask viewers to turn it (orientation {turned}), so pixels and picture "
+            "disagree; save it turned, without that entry"
+        )
+
+
+def _pixels(image: Any) -> NDArray[Any]:
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif image.mode == "1":
+        image = image.convert("L")
+    if image.mode in ("LA", "RGBA"):
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise InputError("parts of the picture are transparent; save it without transparency")
+        image = image.convert(image.mode[:-1])
+    if image.mode == "RGB":
+        return np.asarray(image)
+    if image.mode not in _GREY_MODES:
+        raise InputError(f"got a picture of mode {image.mode}; expected grey or RGB")
+    return np.asarray(image)
+
+
+def _channels(stored: NDArray[Any], preprocessing: Preprocessing) -> NDArray[Any]:
+    """Arrange as ``[C, H, W]`` for the model."""
+    names = ", ".join(preprocessing.modalities)
+    if preprocessing.channels == 3 and stored.ndim == 3:
+        return np.moveaxis(stored, -1, 0)
+    if preprocessing.channels != 1:
+        got = "a grey" if stored.ndim == 2 else "a colour"
+        raise InputError(
+            f"got {got} picture; the model takes {preprocessing.channels} channels ({names}): "
+            "give a NIfTI file of shape [channel, row, column]"
+        )
+    if stored.ndim == 2:
+        return stored[None]
+    if (stored != stored[..., :1]).any():
+        raise InputError(f"got a colour picture; the model takes one channel ({names})")
+    return stored[None, ..., 0]
+
+
+def _full_scale(values: FloatArray) -> float:
+    largest = float(values.max())
+    return 1.0 if largest <= 1 else 2.0 ** math.ceil(math.log2(largest))
+
+
+def _sixteen_bit(values: FloatArray, full_scale: float) -> NDArray[np.uint16]:
+    return np.rint(np.clip(values / full_scale, 0, 1).astype(np.float64) * 65535).astype(np.uint16)
+
+
+def _write_png(path: Path, pixels: NDArray[Any], full_scale: float | None = None) -> None:
+    pillow = optional("PIL.Image", "images")
+    text = optional("PIL.PngImagePlugin", "images").PngInfo()
+    if full_scale is not None:
+        text.add_text(_FULL_SCALE_KEY, repr(full_scale))
+    buffer = io.BytesIO()
+    pillow.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
+    write_atomic(path, buffer.getvalue())
