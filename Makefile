@@ -29,7 +29,7 @@ DEV_READY := $(VENV)/.ready-dev
 demo: $(DEMO_READY)
 	$(BIN)/berdiff demo $(ARGS)
 
-test: lint types pytest docs
+test: lint docs types pytest
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("berdiff needs Python 3.10 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12") if sys.version_info < (3, 10) else None'
