@@ -111,6 +111,8 @@ class Manifest:
         What the export measured against PyTorch.
     provenance : dict of str to str
         Where the weights came from and what wrote the bundle.
+    dynamic_batch : tuple of int
+        Smallest, usual and largest batch that engines are to be built for.
     files : dict of str to FileRecord
         Every file of the bundle but ``bundle.json``, by POSIX path.
     """
@@ -124,5 +126,6 @@ class Manifest:
     sampling: SamplingDefaults
     files: dict[str, FileRecord]
     threshold: Threshold | None = None
+    dynamic_batch: tuple[int, int, int] = (1, 8, 32)
     parity: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)

@@ -5,9 +5,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from berdiff.config import ModelConfig
+    from berdiff.runtime.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "berdiff", "runtime", "export", "cli")
@@ -73,3 +82,68 @@ def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     extra = shlex.split(os.environ.get("PIP_ARGS", ""))
     _pip("--python", python, "install", "--no-compile", "--constraint", constraints, *extra, wheel)
     return python
+
+
+def fill(module: "nn.Module", prefix: str = "") -> "nn.Module":
+    """Weights that are a function of their name; none is zero, as some are before training."""
+    import torch
+
+    for name, parameter in module.state_dict().items():
+        key = zlib.crc32((prefix + name).encode())
+        random = np.random.Generator(np.random.Philox(key=key))
+        values = random.standard_normal(parameter.shape, np.float32)
+        if values.ndim >= 2:
+            values *= np.float32(1 / np.sqrt(np.prod(values.shape[1:])))
+        else:
+            values = np.float32(0.1) * values + np.float32(name.endswith("weight"))
+        parameter.copy_(torch.from_numpy(values))
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> "ModelConfig":
+    """One channel of 32 x 32 pixels, codes of 8 x 16 x 16 bits."""
+    from berdiff.config import AutoencoderConfig, DenoiserConfig, ModelConfig
+    from berdiff.runtime.manifest import SamplingDefaults
+    from berdiff.runtime.preprocessing import Preprocessing
+
+    return ModelConfig(
+        name="tiny",
+        preprocessing=Preprocessing(channels=1, modalities=("flair",), size=(32, 32)),
+        autoencoder=AutoencoderConfig(
+            in_channels=1,
+            base_channels=32,
+            channel_multipliers=(1, 1),
+            residual_blocks=1,
+            code_channels=8,
+            embedding_channels=32,
+        ),
+        denoiser=DenoiserConfig(
+            code_channels=8, base_channels=32, channel_multipliers=(1, 1), residual_blocks=1
+        ),
+        sampling=SamplingDefaults(noise_level=50, steps=5),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of `tiny_config` with random weights. Do not write into it."""
+    from berdiff.autoencoder import BinaryAutoencoder
+    from berdiff.checkpoint import save_checkpoint
+    from berdiff.denoiser import Denoiser
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    autoencoder = BinaryAutoencoder(tiny_config.autoencoder)
+    denoiser = Denoiser(tiny_config.denoiser, tiny_config.schedule.num_timesteps)
+    fill(autoencoder, "ae.")
+    fill(denoiser)
+    save_checkpoint(folder, tiny_config, autoencoder, denoiser)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> "Bundle":
+    """The bundle of `tiny_checkpoint`. Do not write into it: copy ``tiny_bundle.path``."""
+    from berdiff.export.write_bundle import export_bundle
+
+    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("tiny") / "bundle")

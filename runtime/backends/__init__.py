@@ -1,7 +1,7 @@
 """Engine backends behind one protocol, and the registry they are opened from.
 
-A backend is one module here with two functions: ``devices()``, which lists the devices it can use on
-this machine (or raises a `BerdiffError` saying why it cannot be used at all), and
+A backend is one module here with two functions: ``devices()``, which lists the devices it can use
+on this machine (or raises a `BerdiffError` saying why it cannot be used at all), and
 ``open(bundle, device, threads)``, which returns a `Backend`. Adding one means adding the module and
 its line in `BACKENDS`; the contract every backend has to meet is tested in
 ``tests/runtime/test_backend_contract.py``.
