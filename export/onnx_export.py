@@ -1,4 +1,4 @@
-"""A PyTorch module as one self-contained ONNX file with a dynamic batch and nothing else dynamic."""
+"""A PyTorch module as one self-contained ONNX file: dynamic batch, everything else fixed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ OPSETS = range(18, 24)
 
 # Operators that NVIDIA's ONNX parsers accept (TensorRT 10.3 and later, TensorRT for RTX).
 PORTABLE_OPERATORS = frozenset(
-    "Add Concat Constant Conv Gather InstanceNormalization MatMul Mul Pad Reshape Resize Sigmoid "
-    "Slice Softmax Squeeze Transpose Unsqueeze".split()
+    (
+        *("Add", "Concat", "Constant", "Conv", "Gather", "InstanceNormalization", "MatMul", "Mul"),
+        *("Pad", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Transpose", "Unsqueeze"),
+    )
 )
 
 
@@ -66,6 +68,7 @@ def export_graph(
             tuple(inputs.values()),
             dynamo=True,
             external_data=False,
+            optimize=True,
             opset_version=opset,
             input_names=list(inputs),
             output_names=[output],
