@@ -37,7 +37,8 @@ class Detection:
     reconstruction : ndarray of float32, shape (N, C, H, W)
         The healthy counterpart, in [0, 1].
     mask : ndarray of bool, shape (N, H, W)
-        Segmentation by the bundle's threshold, or by Otsu's where it has none.
+        Segmentation by the bundle's threshold, or by Otsu's where it has none. Empty where the
+        networks answered with NaN or infinity, which the maps then show.
     score : ndarray of float64, shape (N,)
         Mean of the highest 1 % of the anomaly map inside the foreground.
     timings : dict of str to float
@@ -204,7 +205,7 @@ class Detector:
             probability = self.backend.encode(images)
             half = np.float32(0.5)
             uniforms = noise(CODE_STEP, probability.shape) if settings.code == "sample" else half
-            z_org = ((uniforms < probability)).astype(np.float32)
+            z_org = (uniforms < probability).astype(np.float32)
         with _timed(timings, "loop"):
             state = sampler.run(z_org, self.backend.flip_probability, noise)
         with _timed(timings, "decode"):
@@ -216,12 +217,7 @@ class Detector:
             flips = flip_map(state.flips / np.float32(len(sampler.kept)), images.shape[2:])
             maps = anomaly_map(settings.anomaly_map, images, reconstruction, unchanged, flips)
             inside = foreground(images)
-            mask = np.stack(
-                [
-                    segment(plane, self.threshold(plane, area), area)
-                    for plane, area in zip(maps, inside, strict=True)
-                ]
-            )
+            mask = np.stack([self._segment(*pair) for pair in zip(maps, inside, strict=True)])
             score = np.array([image_score(*pair) for pair in zip(maps, inside, strict=True)])
         return Detection(maps, flips, reconstruction, mask, score, timings)
 
@@ -231,6 +227,12 @@ class Detector:
         if calibrated is not None:
             return calibrated.value
         return otsu(anomaly[inside]) if inside.any() else 0.0
+
+    def _segment(self, anomaly: FloatArray, inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Mask of one map; empty where it holds NaN or infinity, which no threshold can judge."""
+        if not np.isfinite(anomaly).all():
+            return np.zeros(anomaly.shape, np.bool_)
+        return segment(anomaly, self.threshold(anomaly, inside), inside)
 
     def _check(self, images: NDArray[np.float32]) -> FloatArray:
         pre = self.bundle.manifest.preprocessing
