@@ -1,0 +1,400 @@
+"""The training loop both stages share: steps, EMA, logs, validation, and resuming exactly.
+
+Everything random is drawn from generators that depend on the seed and the step only (`Batches`), so
+the state to save is weights, optimisers, averages and the step number, and a run continued after a
+kill takes the same steps as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from berdiff.runtime.errors import BerdiffError, optional
+from berdiff.runtime.files import atomic_file
+
+from .data import Batches, HealthyImages, augment
+from .training_config import Augmentation, StageSettings
+
+STATE_NAME = "state.pt"
+LOG_NAME = "log.csv"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step and the generators that all its randomness comes from.
+
+    Attributes
+    ----------
+    images : Tensor, shape (N, C, H, W)
+        On the training device.
+    generators : list of numpy.random.Generator
+        One per image.
+    """
+
+    images: Tensor
+    generators: list[np.random.Generator]
+
+    def uniforms(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniforms in [0, 1) of shape (N, \\*shape), each image drawing from its own generator."""
+        drawn = [rng.random(shape, dtype=np.float32) for rng in self.generators]
+        return torch.from_numpy(np.stack(drawn)).to(self.images.device)
+
+    def timesteps(self, stop: int) -> Tensor:
+        """One step per image, uniform over 0 to stop - 1."""
+        drawn = [int(rng.integers(stop)) for rng in self.generators]
+        return torch.tensor(drawn, device=self.images.device)
+
+
+class Stage(Protocol):
+    """What a stage of training provides to the loop.
+
+    Attributes
+    ----------
+    name : str
+        Folder name of the stage.
+    network : Module
+        The network whose moving average is the result.
+    settings : StageSettings
+        Steps, batch size, learning rate.
+    """
+
+    name: str
+    network: nn.Module
+    settings: StageSettings
+
+    def parts(self) -> dict[str, nn.Module]:
+        """All modules that are trained, by name."""
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimisers, by name."""
+
+    def step(self, batch: Batch, step: int, accelerator: Any) -> dict[str, Tensor]:
+        """Take one optimiser step; return figures to log."""
+
+    def validate(self, network: nn.Module, batch: Batch) -> dict[str, float]:
+        """Return figures of the averaged network on held-out images; lower "loss" is better."""
+
+    def pictures(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Rows of sample pictures, ``[rows, columns, H, W]`` in [0, 1]."""
+
+
+class Progress(Protocol):
+    """Receives the state of a run after each step."""
+
+    def __call__(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Show it."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where and how a stage runs.
+
+    Attributes
+    ----------
+    folder : Path
+        Folder of the whole run; the stage gets a folder of its name inside.
+    seed : int
+        Seed of the run.
+    accelerator : accelerate.Accelerator
+        Device, precision and processes; see `make_accelerator`.
+    resume : bool
+        Continue from the saved state where there is one.
+    progress : callable, optional
+        Called after each step.
+    """
+
+    folder: Path
+    accelerator: Any
+    seed: int = 0
+    resume: bool = False
+    progress: Progress | None = None
+
+
+class Trainer:
+    """Runs one stage to its end.
+
+    Parameters
+    ----------
+    stage : Stage
+        What is trained.
+    images : HealthyImages
+        Training and validation images.
+    augmentation : Augmentation
+        Changes of the training images.
+    run : RunSettings
+        Where and how.
+    """
+
+    def __init__(
+        self, stage: Stage, images: HealthyImages, augmentation: Augmentation, run: RunSettings
+    ) -> None:
+        self.stage, self.images, self.augmentation, self.run = stage, images, augmentation, run
+        self.folder = run.folder / stage.name
+        self.accelerator = run.accelerator
+        settings = stage.settings
+        if settings.batch_size % self.accelerator.num_processes:
+            raise BerdiffError(
+                f"batch_size {settings.batch_size} does not divide among "
+                f"{self.accelerator.num_processes} processes"
+            )
+        self.batches = Batches(
+            count=len(images.train),
+            batch_size=settings.batch_size,
+            seed=run.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        self.average = AveragedModel(
+            self.accelerator.unwrap_model(stage.network),
+            multi_avg_fn=get_ema_multi_avg_fn(settings.ema),
+            use_buffers=True,
+        ).to(self.accelerator.device)
+        self._optimizers = stage.optimizers()
+        self._learning_rates = {
+            name: [group["lr"] for group in optimizer.param_groups]
+            for name, optimizer in self._optimizers.items()
+        }
+
+    def train(self) -> nn.Module:
+        """Run all remaining steps.
+
+        Returns
+        -------
+        Module
+            The averaged network, in evaluation mode.
+
+        Raises
+        ------
+        BerdiffError
+            If the saved state belongs to another run, or the loss is no longer finite.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = self.stage.settings
+        done = self._restore() if self.run.resume else 0
+        with _Logs(self.folder, done, self.accelerator.is_main_process) as logs:
+            for step in range(done, settings.steps):
+                figures = self._step(step)
+                last = step + 1 == settings.steps
+                if last or (step + 1) % settings.validate_every == 0:
+                    figures |= self._validate(step, logs)
+                logs.write(step + 1, figures)
+                if self.run.progress and self.accelerator.is_main_process:
+                    self.run.progress(self.stage.name, step + 1, settings.steps, figures)
+                if last or (step + 1) % settings.save_every == 0:
+                    self._save(step + 1)
+        return self.average.module.eval()
+
+    def _step(self, step: int) -> dict[str, float]:
+        started = time.perf_counter()
+        self._set_learning_rate(step)
+        # Dropout is the one thing that draws from PyTorch's own generator.
+        torch.manual_seed((self.run.seed << 40) + step * self.batches.world_size + self.batches.rank)
+        generators = self.batches.generators(step)
+        images = [
+            augment(self.images.train[index], self.augmentation, rng)
+            for index, rng in zip(self.batches.indices(step), generators, strict=True)
+        ]
+        batch = Batch(self._to_device(np.stack(images)), generators)
+        for part in self.stage.parts().values():
+            part.train()
+        figures = {
+            name: float(value) for name, value in self.stage.step(batch, step, self.accelerator).items()
+        }
+        if not all(math.isfinite(value) for value in figures.values()):
+            raise BerdiffError(
+                f"{self.stage.name}: step {step + 1} gave {figures}; training has diverged. "
+                "Lower the learning rate, or continue from the last saved state with --continue"
+            )
+        self.average.update_parameters(self.accelerator.unwrap_model(self.stage.network))
+        return figures | {"seconds": time.perf_counter() - started}
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = learning_rate_factor(self.stage.settings, step)
+        for name, optimizer in self._optimizers.items():
+            for group, rate in zip(
+                optimizer.param_groups, self._learning_rates[name], strict=True
+            ):
+                group["lr"] = rate * factor
+
+    @torch.no_grad()
+    def _validate(self, step: int, logs: _Logs) -> dict[str, float]:
+        """Mean figures over the held-out images, with the same draws every time."""
+        network = self.average.module.eval()
+        images, size = self.images.validation, self.stage.settings.batch_size
+        sums: dict[str, float] = {}
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            for name, value in self.stage.validate(network, self._held_out(start, chunk)).items():
+                sums[name] = sums.get(name, 0.0) + value * len(chunk)
+        pictures = self.stage.pictures(network, self._held_out(0, images[:8]))
+        logs.pictures(step + 1, pictures)
+        return {f"validation_{name}": value / len(images) for name, value in sums.items()}
+
+    def _held_out(self, start: int, images: NDArray[np.float32]) -> Batch:
+        generators = [
+            np.random.default_rng([self.run.seed, 3, start + index]) for index in range(len(images))
+        ]
+        return Batch(self._to_device(images), generators)
+
+    def _to_device(self, images: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(images)).to(self.accelerator.device)
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        settings = dataclasses.asdict(self.stage.settings)
+        for name in ("steps", "validate_every", "save_every"):
+            if name != "steps" or self.stage.settings.final_learning_rate == 1:
+                del settings[name]
+        return {"images": self.images.digest, "seed": self.run.seed, "settings": settings}
+
+    def _save(self, step: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        unwrap = self.accelerator.unwrap_model
+        state = {
+            "step": step,
+            "identity": self._identity(),
+            "parts": {name: unwrap(part).state_dict() for name, part in self.stage.parts().items()},
+            "optimizers": {name: item.state_dict() for name, item in self._optimizers.items()},
+            "average": self.average.state_dict(),
+        }
+        with atomic_file(self.folder / STATE_NAME) as part:
+            torch.save(state, part)
+
+    def _restore(self) -> int:
+        """Load the saved state, if there is one; return how many steps it has behind it."""
+        source = self.folder / STATE_NAME
+        if not source.is_file():
+            return 0
+        state = torch.load(source, map_location=self.accelerator.device, weights_only=True)
+        if state["identity"] != self._identity():
+            old, new = state["identity"], self._identity()
+            changed = [key for key in new if old.get(key) != new[key]]
+            raise BerdiffError(
+                f"{source} was written by a run with other {' and '.join(changed)}; "
+                "continue with the same, or train into another folder"
+            )
+        unwrap = self.accelerator.unwrap_model
+        for name, part in self.stage.parts().items():
+            unwrap(part).load_state_dict(state["parts"][name])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.average.load_state_dict(state["average"])
+        return int(state["step"])
+
+
+def learning_rate_factor(settings: StageSettings, step: int) -> float:
+    """Linear warm-up to 1, then a cosine down to `final_learning_rate` at the last step."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    span = max(1, settings.steps - settings.warmup_steps)
+    done = min(1.0, (step - settings.warmup_steps) / span)
+    low = settings.final_learning_rate
+    return low + (1 - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+def make_accelerator(device: str, precision: str) -> Any:
+    """Return an `accelerate.Accelerator` on exactly the device that was asked for.
+
+    Raises
+    ------
+    BerdiffError
+        If the device is not there: nothing falls back to the CPU.
+    """
+    accelerate = optional("accelerate", "train")
+    if device not in ("cpu", "cuda"):
+        raise BerdiffError(f"unknown device '{device}'; there are cpu and cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BerdiffError("device cuda was asked for, but PyTorch sees no CUDA GPU here; use cpu")
+    if precision not in ("no", "fp16", "bf16"):
+        raise BerdiffError(f"unknown precision '{precision}'; there are no, fp16 and bf16")
+    if precision == "fp16" and device == "cpu":
+        raise BerdiffError("fp16 training needs a GPU; use bf16 or no on the CPU")
+    return accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+class _Logs:
+    """One row per step in ``log.csv``, the same in TensorBoard, and sample pictures."""
+
+    def __init__(self, folder: Path, done: int, enabled: bool) -> None:
+        self.folder, self.enabled = folder, enabled
+        self._rows: list[dict[str, str]] = []
+        if enabled:
+            self._rows = _rows_until(folder / LOG_NAME, done)
+            self._board = optional("torch.utils.tensorboard", "train").SummaryWriter(
+                str(folder / "tensorboard"), purge_step=done + 1 if done else None
+            )
+
+    def __enter__(self) -> _Logs:
+        if self.enabled:
+            self._names = list(dict.fromkeys(name for row in self._rows for name in row))
+            self._stream: Any = None
+            self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self._stream.close()
+            self._board.close()
+
+    def _open(self) -> None:
+        """(Re)write the file: a new column needs a new header."""
+        if self._stream:
+            self._stream.close()
+        self._stream = open(self.folder / LOG_NAME, "w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._stream, self._names, restval="")
+        self._writer.writeheader()
+        self._writer.writerows(self._rows)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        if not self.enabled:
+            return
+        row = {"step": str(step)} | {name: f"{value:.6g}" for name, value in figures.items()}
+        self._rows.append(row)
+        new = [name for name in row if name not in self._names]
+        if new:
+            self._names += new
+            self._open()
+        else:
+            self._writer.writerow(row)
+        self._stream.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+
+    def pictures(self, step: int, pictures: Tensor) -> None:
+        if not self.enabled:
+            return
+        rows, columns, height, width = pictures.shape
+        sheet = pictures.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+        grey = (sheet.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        path = self.folder / "samples" / f"step-{step:07d}.png"
+        with atomic_file(path) as part:
+            optional("PIL.Image", "train").fromarray(grey).save(part)
+        self._board.add_image("samples", grey[None], step)
+
+
+def _rows_until(path: Path, done: int) -> list[dict[str, str]]:
+    """Rows of an earlier log up to the step that is continued from."""
+    if not done or not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as stream:
+        return [
+            row
+            for row in csv.DictReader(stream)
+            if (row.get("step") or "").isdigit() and int(row["step"]) <= done
+        ]
+
+

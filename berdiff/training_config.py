@@ -1,0 +1,232 @@
+"""Settings of a training run: presets in YAML, changed one key at a time by ``--set``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from berdiff.runtime.errors import BerdiffError, optional
+from berdiff.runtime.strict import from_json
+
+from .config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of healthy training images; each is drawn anew for every image and step.
+
+    Attributes
+    ----------
+    flip : bool
+        Mirror left and right (columns), half of the time.
+    rotation : float
+        Largest rotation, in degrees.
+    scale : float
+        Largest relative change of size.
+    shift : float
+        Largest shift, as a fraction of the image's height and width.
+    intensity : float
+        Largest relative change of brightness.
+    """
+
+    flip: bool = True
+    rotation: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    intensity: float = 0.0
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What both stages of training share.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps.
+    batch_size : int
+        Images per step, over all processes together.
+    learning_rate : float
+        Adam's (autoencoder) or AdamW's (denoiser), after a linear warm-up.
+    warmup_steps : int
+        Steps over which the learning rate rises from 0.
+    final_learning_rate : float
+        The learning rate falls to this fraction, along a cosine, by the last step; 1 keeps it.
+    ema : float
+        Decay of the exponential moving average of the weights.
+    validate_every, save_every : int
+        Steps between validations (with sample pictures), and between saved states.
+    """
+
+    steps: int = 12000
+    batch_size: int = 24
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    final_learning_rate: float = 1.0
+    ema: float = 0.995
+    validate_every: int = 1000
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot train."""
+        for name in ("steps", "batch_size", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class AutoencoderStage(StageSettings):
+    """Training of the autoencoder.
+
+    Attributes
+    ----------
+    adversarial_start : int
+        Step from which the discriminator takes part.
+    adversarial_weight : float
+        Factor on the adaptive weight of the adversarial loss; 0 trains without it.
+    commitment_weight : float
+        Weight of the mean of p (1 - p), which pushes bit probabilities away from 0.5.
+    discriminator_channels : int
+        Features of the discriminator's first layer.
+    """
+
+    adversarial_start: int = 30001
+    adversarial_weight: float = 1.0
+    commitment_weight: float = 0.0
+    discriminator_channels: int = 64
+
+
+@dataclass(frozen=True)
+class DenoiserStage(StageSettings):
+    """Training of the denoiser.
+
+    Attributes
+    ----------
+    weight_decay : float
+        AdamW's.
+    max_timestep : int or None
+        Largest step to train on, so that a small model spends its training on the noise levels it
+        will be used at; None trains on all.
+    """
+
+    batch_size: int = 36
+    ema: float = 0.999
+    weight_decay: float = 0.0
+    max_timestep: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole training run.
+
+    Attributes
+    ----------
+    model : ModelConfig
+        What is trained.
+    autoencoder, denoiser : AutoencoderStage, DenoiserStage
+        How.
+    augmentation : Augmentation
+        Applied in both stages.
+    validation_fraction : float
+        Part of the healthy images held out for validation.
+    """
+
+    model: ModelConfig
+    autoencoder: AutoencoderStage = field(default_factory=AutoencoderStage)
+    denoiser: DenoiserStage = field(default_factory=DenoiserStage)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    validation_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other."""
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction must lie in (0, 1), got {self.validation_fraction}"
+            )
+        limit, total = self.denoiser.max_timestep, self.model.schedule.num_timesteps
+        if limit is not None and not 1 <= limit < total:
+            raise ValueError(f"max_timestep must lie between 1 and {total - 1}, got {limit}")
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("berdiff") / "presets"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_preset(name: str, changes: list[str] | None = None) -> TrainingConfig:
+    """Read a preset and apply ``key=value`` changes.
+
+    Parameters
+    ----------
+    name : str
+        One of `preset_names`, or the path of a YAML file of the same form.
+    changes : list of str, optional
+        For example ``["autoencoder.steps=2000", "model.sampling.noise_level=300"]``; values are
+        YAML.
+
+    Raises
+    ------
+    BerdiffError
+        If the preset is unknown, a key does not exist, or a value has the wrong type.
+    """
+    yaml = optional("yaml", "train")
+    if name.endswith((".yaml", ".yml")):
+        try:
+            with open(name, encoding="utf-8") as stream:
+                text = stream.read()
+        except OSError as error:
+            raise BerdiffError(f"cannot read the preset {name}: {error}") from error
+    elif name in preset_names():
+        text = (resources.files("berdiff") / "presets" / f"{name}.yaml").read_text("utf-8")
+    else:
+        raise BerdiffError(
+            f"unknown preset '{name}'; there are {', '.join(preset_names())}, or give a .yaml file"
+        )
+    try:
+        content = yaml.safe_load(text)
+        edits = [_parse_change(change, yaml) for change in changes or []]
+    except yaml.YAMLError as error:
+        raise BerdiffError(f"preset {name}: not valid YAML: {error}") from error
+    for keys, value in edits:
+        _assign(content, keys, value, name)
+    return from_json(TrainingConfig, content, f"preset {name}")
+
+
+def changed_keys(old: TrainingConfig, new: TrainingConfig) -> list[str]:
+    """Dotted names of the settings in which two configurations differ."""
+    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _parse_change(change: str, yaml: Any) -> tuple[list[str], Any]:
+    key, equals, value = change.partition("=")
+    if not equals or not key.strip():
+        raise BerdiffError(f"--set takes key=value, got {change!r}")
+    return key.strip().split("."), yaml.safe_load(value)
+
+
+def _assign(tree: Any, keys: list[str], value: Any, name: str) -> None:
+    for key in keys[:-1]:
+        if not isinstance(tree, dict):
+            raise BerdiffError(f"preset {name}: no key '{'.'.join(keys)}'")
+        tree = tree.setdefault(key, {})
+    if not isinstance(tree, dict):
+        raise BerdiffError(f"preset {name}: no key '{'.'.join(keys)}'")
+    tree[keys[-1]] = value
