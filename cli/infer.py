@@ -1,0 +1,139 @@
+"""``berdiff infer``: anomaly maps for a folder of scans."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from berdiff.runtime.results import RunSummary
+
+
+def infer(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Bundle: the detector to run.")],
+    source: Annotated[
+        Path,
+        typer.Option("--input", "-i", help="A scan or a folder of scans: NIfTI, PNG, JPEG, TIFF."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results; empty or not there yet.")
+    ],
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Slices at a time; changes no result.")
+    ] = 8,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same maps.")
+    ] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Reverse steps, spread over the noise level. Default: bundle's."),
+    ] = None,
+    noise_level: Annotated[
+        int | None,
+        typer.Option("--noise-level", min=1, help="Step to noise to. Default: bundle's."),
+    ] = None,
+    flip_threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--flip-threshold",
+            min=0,
+            max=1,
+            help="Flip probability that releases a bit. Default: bundle's.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", "-d", help="Device to run on.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="Engine backend.")] = "onnxruntime",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: one per physical core.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Threshold of the mask. Default: the bundle's, or Otsu's per scan."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Go on with a run that was interrupted.")
+    ] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+) -> None:
+    """Find anomalies in a scan or a folder of scans.
+
+    Writes, per scan, anomaly map, flip map, mask and reconstruction on the scan's own grid, and
+    for the run results.csv, slices.csv, run.json and report.html. A scan that cannot be used is
+    listed with its reason and does not stop the others (exit code 3).
+    """
+    from berdiff.runtime.detector import Detector
+    from berdiff.runtime.folder_run import run_folder
+    from berdiff.runtime.run_plan import RunOptions
+
+    options = RunOptions(
+        batch_size=batch_size,
+        seed=seed,
+        noise_level=noise_level,
+        steps=steps,
+        flip_threshold=flip_threshold,
+        threshold=threshold,
+        resume=resume,
+    )
+    with Detector.open(model, backend, device, threads) as detector, _progress() as progress:
+        summary = run_folder(detector, source, output, options, progress)
+    if report and summary.ok:
+        from berdiff.runtime.report import write_report
+
+        write_report(output)
+    _conclude(summary)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, int], None] | None]:
+    """Show a progress bar on a terminal, and nothing in a log file."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("scans"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(done: int, total: int, slices: int) -> None:
+            bar.update(task, completed=done, total=total, description=f"{slices} slices")
+
+        yield show
+
+
+def _conclude(summary: RunSummary) -> None:
+    """Say what was done; raise where something failed."""
+    from berdiff.runtime.errors import BerdiffError, PartialFailure
+
+    for warning in summary.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    reused = f", {summary.reused} of them by an earlier run" if summary.reused else ""
+    typer.echo(
+        f"{len(summary.ok)} of {len(summary.results)} scans processed{reused}; "
+        f"results in {summary.output}"
+    )
+    if not summary.failed:
+        return
+    reasons = "".join(f"\n  {_printable(r.input)}: {r.reason}" for r in summary.failed)
+    if not summary.ok:
+        raise BerdiffError(f"none of {len(summary.results)} scans could be processed:{reasons}")
+    raise PartialFailure(
+        f"{len(summary.failed)} of {len(summary.results)} scans could not be processed:{reasons}"
+    )
+
+
+def _printable(name: str) -> str:
+    """Show a file name that may hold anything a file system allows."""
+    return name.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -1,0 +1,109 @@
+"""``run.json``: what ran, on what, with which options, and how long it took."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from berdiff import __version__
+
+from .detector import Detector
+from .files import write_atomic
+from .results import RunSummary
+from .run_plan import RunPlan
+from .scans import other_files
+
+_LIBRARIES = ("numpy", "nibabel", "pillow", "scipy", "onnxruntime", "onnxruntime-gpu")
+
+
+def write_run_record(
+    folder: Path,
+    detector: Detector,
+    plan: RunPlan,
+    summary: RunSummary,
+    source: Path,
+    started: float,
+    timings: Mapping[str, float],
+) -> None:
+    """Write ``run.json``.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    detector : Detector
+        What ran.
+    plan : RunPlan
+        The resolved options.
+    summary : RunSummary
+        The outcome.
+    source : Path
+        The input.
+    started : float
+        Start of the run, seconds since the epoch.
+    timings : mapping of str to float
+        Seconds per stage, over all scans of this run.
+    """
+    now = datetime.now(timezone.utc)
+    begin = datetime.fromtimestamp(started, timezone.utc)
+    bundle, ignored = detector.bundle, other_files(source)
+    record = {
+        "software": {"berdiff": __version__, "python": platform.python_version(), **_versions()},
+        "platform": {
+            "system": platform.platform(),
+            "machine": platform.machine(),
+            "processors": os.cpu_count(),
+        },
+        "backend": detector.backend.name,
+        "device": detector.backend.device,
+        "engine": detector.backend.describe(),
+        "bundle": {
+            "path": str(bundle.path),
+            "name": bundle.manifest.name,
+            "digest": bundle.digest,
+        },
+        "input": str(source),
+        "output": str(folder),
+        "seed": plan.options.seed,
+        "options": dataclasses.asdict(plan.options),
+        "settings": dataclasses.asdict(plan.settings),
+        "threshold": dict(zip(("value", "source"), plan.threshold or (None, "otsu"), strict=True)),
+        "warnings": list(summary.warnings),
+        "maps": {
+            "anomaly_map": plan.settings.anomaly_map,
+            "png": "value = grey / 65535 * full scale; full scale stands in the PNG's text "
+            "'berdiff:full-scale' and in results.csv, column full_scale",
+        },
+        "started": begin.isoformat(timespec="seconds"),
+        "ended": now.isoformat(timespec="seconds"),
+        "seconds": round((now - begin).total_seconds(), 3),
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "counts": {
+            "scans": len(summary.results),
+            "ok": len(summary.ok),
+            "failed": len(summary.failed),
+            "reused": summary.reused,
+            "slices": sum(result.slices for result in summary.results),
+            "empty_slices": sum(result.empty_slices for result in summary.results),
+            "ignored_files": len(ignored),
+        },
+        "failed": {result.input: result.reason for result in summary.failed},
+        "ignored_files": [str(path) for path in ignored[:100]],
+    }
+    write_atomic(folder / "run.json", (json.dumps(record, indent=2) + "\n").encode("ascii"))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
