@@ -170,9 +170,7 @@ def augment(image: FloatArray, settings: Augmentation, rng: np.random.Generator)
     return np.ascontiguousarray(image)
 
 
-def _move(
-    image: FloatArray, angle: float, scale: float, shift: tuple[float, float]
-) -> FloatArray:
+def _move(image: FloatArray, angle: float, scale: float, shift: tuple[float, float]) -> FloatArray:
     """Rotate, scale and shift about the centre, bilinear, zero outside."""
     ndimage = optional("scipy.ndimage", "train")
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale

@@ -30,7 +30,9 @@ class PatchDiscriminator(nn.Module):
         channels = base_channels
         for factor, stride in ((2, 2), (4, 2), (8, 1)):
             layers += [
-                nn.Conv2d(channels, base_channels * factor, 4, stride=stride, padding=1, bias=False),
+                nn.Conv2d(
+                    channels, base_channels * factor, 4, stride=stride, padding=1, bias=False
+                ),
                 nn.GroupNorm(8, base_channels * factor),
                 nn.LeakyReLU(0.2),
             ]

@@ -115,6 +115,4 @@ class DenoiserTraining:
 
     def _loss(self, network: nn.Module, batch: Batch, code: Tensor, timesteps: Tensor) -> Tensor:
         uniforms = batch.uniforms(tuple(code.shape[1:]))
-        return training_loss(
-            network, code, timesteps, uniforms, self.schedule, self.forward_noise
-        )
+        return training_loss(network, code, timesteps, uniforms, self.schedule, self.forward_noise)

@@ -7,7 +7,6 @@ kill takes the same steps as one that was never killed.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import time
@@ -27,9 +26,9 @@ from berdiff.runtime.files import atomic_file
 
 from .data import Batches, HealthyImages, augment
 from .training_config import Augmentation, StageSettings
+from .training_log import TrainingLog
 
 STATE_NAME = "state.pt"
-LOG_NAME = "log.csv"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Batch:
     generators: list[np.random.Generator]
 
     def uniforms(self, shape: tuple[int, ...]) -> Tensor:
-        """Uniforms in [0, 1) of shape (N, \\*shape), each image drawing from its own generator."""
+        """Uniforms in [0, 1), one row of `shape` per image, from the image's own generator."""
         drawn = [rng.random(shape, dtype=np.float32) for rng in self.generators]
         return torch.from_numpy(np.stack(drawn)).to(self.images.device)
 
@@ -184,7 +183,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = self.stage.settings
         done = self._restore() if self.run.resume else 0
-        with _Logs(self.folder, done, self.accelerator.is_main_process) as logs:
+        with TrainingLog(self.folder, done, enabled=self.accelerator.is_main_process) as logs:
             for step in range(done, settings.steps):
                 figures = self._step(step)
                 last = step + 1 == settings.steps
@@ -201,7 +200,9 @@ class Trainer:
         started = time.perf_counter()
         self._set_learning_rate(step)
         # Dropout is the one thing that draws from PyTorch's own generator.
-        torch.manual_seed((self.run.seed << 40) + step * self.batches.world_size + self.batches.rank)
+        torch.manual_seed(
+            (self.run.seed << 40) + step * self.batches.world_size + self.batches.rank
+        )
         generators = self.batches.generators(step)
         images = [
             augment(self.images.train[index], self.augmentation, rng)
@@ -211,7 +212,8 @@ class Trainer:
         for part in self.stage.parts().values():
             part.train()
         figures = {
-            name: float(value) for name, value in self.stage.step(batch, step, self.accelerator).items()
+            name: float(value)
+            for name, value in self.stage.step(batch, step, self.accelerator).items()
         }
         if not all(math.isfinite(value) for value in figures.values()):
             raise BerdiffError(
@@ -224,13 +226,11 @@ class Trainer:
     def _set_learning_rate(self, step: int) -> None:
         factor = learning_rate_factor(self.stage.settings, step)
         for name, optimizer in self._optimizers.items():
-            for group, rate in zip(
-                optimizer.param_groups, self._learning_rates[name], strict=True
-            ):
+            for group, rate in zip(optimizer.param_groups, self._learning_rates[name], strict=True):
                 group["lr"] = rate * factor
 
     @torch.no_grad()
-    def _validate(self, step: int, logs: _Logs) -> dict[str, float]:
+    def _validate(self, step: int, logs: TrainingLog) -> dict[str, float]:
         """Mean figures over the held-out images, with the same draws every time."""
         network = self.average.module.eval()
         images, size = self.images.validation, self.stage.settings.batch_size
@@ -324,77 +324,3 @@ def make_accelerator(device: str, precision: str) -> Any:
     if precision == "fp16" and device == "cpu":
         raise BerdiffError("fp16 training needs a GPU; use bf16 or no on the CPU")
     return accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)
-
-
-class _Logs:
-    """One row per step in ``log.csv``, the same in TensorBoard, and sample pictures."""
-
-    def __init__(self, folder: Path, done: int, enabled: bool) -> None:
-        self.folder, self.enabled = folder, enabled
-        self._rows: list[dict[str, str]] = []
-        if enabled:
-            self._rows = _rows_until(folder / LOG_NAME, done)
-            self._board = optional("torch.utils.tensorboard", "train").SummaryWriter(
-                str(folder / "tensorboard"), purge_step=done + 1 if done else None
-            )
-
-    def __enter__(self) -> _Logs:
-        if self.enabled:
-            self._names = list(dict.fromkeys(name for row in self._rows for name in row))
-            self._stream: Any = None
-            self._open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.enabled:
-            self._stream.close()
-            self._board.close()
-
-    def _open(self) -> None:
-        """(Re)write the file: a new column needs a new header."""
-        if self._stream:
-            self._stream.close()
-        self._stream = open(self.folder / LOG_NAME, "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._stream, self._names, restval="")
-        self._writer.writeheader()
-        self._writer.writerows(self._rows)
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        if not self.enabled:
-            return
-        row = {"step": str(step)} | {name: f"{value:.6g}" for name, value in figures.items()}
-        self._rows.append(row)
-        new = [name for name in row if name not in self._names]
-        if new:
-            self._names += new
-            self._open()
-        else:
-            self._writer.writerow(row)
-        self._stream.flush()
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
-
-    def pictures(self, step: int, pictures: Tensor) -> None:
-        if not self.enabled:
-            return
-        rows, columns, height, width = pictures.shape
-        sheet = pictures.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
-        grey = (sheet.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        path = self.folder / "samples" / f"step-{step:07d}.png"
-        with atomic_file(path) as part:
-            optional("PIL.Image", "train").fromarray(grey).save(part)
-        self._board.add_image("samples", grey[None], step)
-
-
-def _rows_until(path: Path, done: int) -> list[dict[str, str]]:
-    """Rows of an earlier log up to the step that is continued from."""
-    if not done or not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as stream:
-        return [
-            row
-            for row in csv.DictReader(stream)
-            if (row.get("step") or "").isdigit() and int(row["step"]) <= done
-        ]
-
-

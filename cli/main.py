@@ -43,7 +43,7 @@ def _options(
 _VERBS = (
     ("demo", "demo", "demo"),
     ("phantoms", "phantoms", "phantoms"),
-    ("train", "train", "app"),
+    ("train", "train", "train"),
     ("import", "import_", "import_checkpoint"),
     ("export", "export", "export"),
     ("verify", "verify", "verify"),

@@ -2,98 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train on healthy images.")
 
-Input = Annotated[
-    Path, typer.Option("--input", "-i", help="Folder of healthy slices or volumes.", exists=True)
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
-Preset = Annotated[
-    str, typer.Option(help="brats, flair, oct, phantom, or a YAML file of the same form.")
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a setting: key=value, e.g. autoencoder.steps=2000."),
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option("--device", "-d", help="cpu or cuda.")]
-Precision = Annotated[str, typer.Option(help="Mixed precision: no, bf16 or fp16.")]
-Continue = Annotated[bool, typer.Option("--continue", help="Continue a run that was stopped.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-Half = Annotated[bool, typer.Option("--half", help="Store the checkpoint's weights in float16.")]
+class Stages(str, Enum):
+    """What to train."""
+
+    autoencoder = "autoencoder"
+    denoiser = "denoiser"
+    all = "all"
 
 
-@app.command()
-def autoencoder(
-    input: Input,
-    output: Output,
-    preset: Preset = "flair",
-    changes: Changes = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    precision: Precision = "no",
-    resume: Continue = False,
-    threads: Threads = None,
+class Precision(str, Enum):
+    """Automatic mixed precision."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def train(
+    stages: Annotated[
+        Stages, typer.Argument(help="Stage one, stage two (needs stage one), or both.")
+    ],
+    input: Annotated[
+        Path,
+        typer.Option("--input", "-i", exists=True, help="Folder of healthy slices or volumes."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+    preset: Annotated[
+        str, typer.Option(help="brats, flair, oct, phantom, or a YAML file of the same form.")
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting: key=value, like autoencoder.steps=2000."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**22 - 1, help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option("--device", "-d", help="cpu or cuda.")] = "cpu",
+    precision: Annotated[Precision, typer.Option(help="Mixed precision.")] = Precision.no,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Continue a run that was stopped.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store the checkpoint's weights in float16.")
+    ] = False,
 ) -> None:
-    """Train the binary autoencoder (stage one)."""
-    _train(input, output, preset, changes, seed, device, precision, resume, threads, ("autoencoder",))
+    """Train a detector on healthy images.
 
-
-@app.command()
-def denoiser(
-    input: Input,
-    output: Output,
-    preset: Preset = "flair",
-    changes: Changes = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    precision: Precision = "no",
-    resume: Continue = False,
-    threads: Threads = None,
-    half: Half = False,
-) -> None:
-    """Train the denoiser (stage two) in a run whose autoencoder is trained."""
-    _train(
-        input, output, preset, changes, seed, device, precision, resume, threads, ("denoiser",), half
-    )
-
-
-@app.command("all")
-def both(
-    input: Input,
-    output: Output,
-    preset: Preset = "flair",
-    changes: Changes = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    precision: Precision = "no",
-    resume: Continue = False,
-    threads: Threads = None,
-    half: Half = False,
-) -> None:
-    """Train both stages, one after the other."""
-    stages = ("autoencoder", "denoiser")
-    _train(input, output, preset, changes, seed, device, precision, resume, threads, stages, half)
-
-
-def _train(
-    input: Path,
-    output: Path,
-    preset: str,
-    changes: list[str] | None,
-    seed: int,
-    device: str,
-    precision: str,
-    resume: bool,
-    threads: int | None,
-    stages: tuple[str, ...],
-    half: bool = False,
-) -> None:
+    The checkpoint is written to OUTPUT/checkpoint; logs, sample pictures and the state a stopped
+    run continues from lie beside it.
+    """
     from berdiff.runtime.errors import optional
 
     torch = optional("torch", "train")
@@ -105,44 +69,42 @@ def _train(
     if threads:
         torch.set_num_threads(threads)
     config = load_preset(preset, changes)
-    accelerator = make_accelerator(device, precision)
-    # The second stage on its own always stands in the folder of the first.
-    prepare_folder(output, config, resume=resume or stages == ("denoiser",))
+    accelerator = make_accelerator(device, precision.value)
     images = load_healthy(input, config.model.preprocessing, config.validation_fraction)
+    # Stage two always stands in the folder of stage one.
+    prepare_folder(output, config, resume=resume or stages is Stages.denoiser)
     typer.echo(
         f"{len(images.train)} healthy images to train on, {len(images.validation)} held out",
         err=True,
     )
-    run = RunSettings(output, accelerator, seed, resume, _ProgressBar())
-    if "autoencoder" in stages:
+    run = RunSettings(output, accelerator, seed, resume, _Progress())
+    if stages is not Stages.denoiser:
         train_autoencoder(config, images, run)
         typer.echo(f"autoencoder: {output / 'autoencoder.safetensors'}")
-    if "denoiser" in stages:
-        checkpoint = train_denoiser(config, images, run, half=half)
-        typer.echo(f"checkpoint: {checkpoint}")
+    if stages is not Stages.autoencoder:
+        typer.echo(f"checkpoint: {train_denoiser(config, images, run, half=half)}")
 
 
-class _ProgressBar:
-    """A bar on a terminal, one line per validation elsewhere."""
+class _Progress:
+    """A bar on a terminal; elsewhere one line per validation."""
 
     def __init__(self) -> None:
-        self._bar = None
-        self._stage = ""
+        self._bar: Any = None
 
-    def __call__(self, stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
+    def __call__(self, stage: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
         import sys
 
         shown = {name: f"{value:.4g}" for name, value in figures.items()}
         if sys.stderr.isatty():
-            if self._bar is None or stage != self._stage:
+            if self._bar is None:
                 from tqdm import tqdm
 
                 self._bar = tqdm(total=steps, initial=step - 1, desc=stage, unit="step")
-                self._stage = stage
             self._bar.update()
             self._bar.set_postfix(shown)
             if step == steps:
                 self._bar.close()
+                self._bar = None
         elif any(name.startswith("validation") for name in figures):
             text = " ".join(f"{name}={value}" for name, value in shown.items())
             typer.echo(f"{stage} {step}/{steps} {text}", err=True)

@@ -92,10 +92,7 @@ def flip_map(flips: FloatArray, size: tuple[int, int]) -> FloatArray:
     mean = flips.mean(axis=1, dtype=np.float32)
     factors = size[0] / mean.shape[1], size[1] / mean.shape[2]
     return np.stack(
-        [
-            ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True)
-            for plane in mean
-        ]
+        [ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True) for plane in mean]
     )
 
 

@@ -37,8 +37,9 @@ class Detection:
     reconstruction : ndarray of float32, shape (N, C, H, W)
         The healthy counterpart, in [0, 1].
     mask : ndarray of bool, shape (N, H, W)
-        Segmentation by the bundle's threshold, or by Otsu's where it has none. Empty where the
-        networks answered with NaN or infinity, which the maps then show.
+        Segmentation by the threshold the bundle was calibrated to for these settings, or by
+        Otsu's where there is none. Empty where the networks answered with NaN or infinity, which
+        the maps then show.
     score : ndarray of float64, shape (N,)
         Mean of the highest 1 % of the anomaly map inside the foreground.
     timings : dict of str to float
@@ -146,9 +147,7 @@ class Detector:
             defaults,
             noise_level=level,
             steps=count,
-            flip_threshold=(
-                defaults.flip_threshold if flip_threshold is None else flip_threshold
-            ),
+            flip_threshold=(defaults.flip_threshold if flip_threshold is None else flip_threshold),
             anomaly_map=defaults.anomaly_map if anomaly_map is None else anomaly_map,
         )
 
@@ -217,22 +216,17 @@ class Detector:
             flips = flip_map(state.flips / np.float32(len(sampler.kept)), images.shape[2:])
             maps = anomaly_map(settings.anomaly_map, images, reconstruction, unchanged, flips)
             inside = foreground(images)
-            mask = np.stack([self._segment(*pair) for pair in zip(maps, inside, strict=True)])
+            calibrated = self.calibrated_threshold(settings)
+            mask = np.stack([_mask(calibrated, *pair) for pair in zip(maps, inside, strict=True)])
             score = np.array([image_score(*pair) for pair in zip(maps, inside, strict=True)])
         return Detection(maps, flips, reconstruction, mask, score, timings)
 
-    def threshold(self, anomaly: FloatArray, inside: NDArray[np.bool_]) -> float:
-        """Return the bundle's calibrated threshold, or Otsu's of this map's foreground."""
+    def calibrated_threshold(self, settings: SamplingDefaults) -> float | None:
+        """Return the bundle's threshold if it was calibrated for these settings, else None."""
         calibrated = self.bundle.manifest.threshold
-        if calibrated is not None:
-            return calibrated.value
-        return otsu(anomaly[inside]) if inside.any() else 0.0
-
-    def _segment(self, anomaly: FloatArray, inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Mask of one map; empty where it holds NaN or infinity, which no threshold can judge."""
-        if not np.isfinite(anomaly).all():
-            return np.zeros(anomaly.shape, np.bool_)
-        return segment(anomaly, self.threshold(anomaly, inside), inside)
+        if calibrated is None or calibrated.mismatch(settings):
+            return None
+        return calibrated.value
 
     def _check(self, images: NDArray[np.float32]) -> FloatArray:
         pre = self.bundle.manifest.preprocessing
@@ -245,6 +239,15 @@ class Detector:
         if not np.isfinite(images).all():
             raise InputError("the images hold NaN or infinite values")
         return images
+
+
+def _mask(
+    threshold: float | None, anomaly: FloatArray, inside: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Mask of one map; empty where it holds NaN or infinity, which no threshold can judge."""
+    if not np.isfinite(anomaly).all() or not inside.any():
+        return np.zeros(anomaly.shape, np.bool_)
+    return segment(anomaly, otsu(anomaly[inside]) if threshold is None else threshold, inside)
 
 
 @contextmanager

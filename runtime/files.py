@@ -48,9 +48,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=".part-", suffix="".join(path.suffixes), dir=path.parent
-    )
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix="".join(path.suffixes), dir=path.parent)
     os.close(handle)
     part = Path(name)
     try:

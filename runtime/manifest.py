@@ -76,6 +76,13 @@ class Threshold:
     steps: int | None
     flip_threshold: float
 
+    def mismatch(self, settings: SamplingDefaults) -> str | None:
+        """Name the first setting in which `settings` differ from the calibration's, if any."""
+        for name in ("anomaly_map", "noise_level", "steps", "flip_threshold"):
+            if getattr(self, name) != getattr(settings, name):
+                return name
+        return None
+
 
 @dataclass(frozen=True)
 class FileRecord:

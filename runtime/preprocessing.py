@@ -22,6 +22,9 @@ FloatArray = NDArray[np.float32]
 # twice as bright as the tissue around it still fits below 1.
 MEDIAN_LEVEL = 0.35
 
+# Part of a slice, by intensity, that may lie outside the model's field of view.
+MAX_CROPPED = 0.05
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -76,8 +79,9 @@ class Preprocessing:
         if len(self.orientation) != 3 or any(
             sum(code in pair for code in self.orientation) != 1 for pair in axes
         ):
-            raise ValueError(f"orientation must be three axis codes like PRS, got "
-                             f"{self.orientation!r}")
+            raise ValueError(
+                f"orientation must be three axis codes like PRS, got {self.orientation!r}"
+            )
 
     def to_grid(
         self, image: NDArray[Any], spacing: tuple[float, float] | None = None
@@ -159,9 +163,7 @@ class Preprocessing:
             return (image - np.float32(low)) / np.float32(high - low)
         if self.normalisation == "none":
             if low < 0 or high > 1:
-                raise InputError(
-                    f"the model takes intensities in [0, 1], got {low:g} to {high:g}"
-                )
+                raise InputError(f"the model takes intensities in [0, 1], got {low:g} to {high:g}")
             return image
         scaled = np.empty_like(image)
         for channel, name in enumerate(self.modalities):
@@ -198,9 +200,7 @@ class Preprocessing:
             )
         return rows, columns
 
-    def _overlap(
-        self, shape: tuple[int, int]
-    ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    def _overlap(self, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Where a centred slice of `shape` and the model's grid cover each other."""
         inner, outer = [], []
         for have, want in zip(shape, self.size, strict=True):
@@ -214,11 +214,12 @@ class Preprocessing:
         inner, outer = self._overlap((image.shape[1], image.shape[2]))
         placed = np.zeros((self.channels, *self.size), np.float32)
         placed[:, inner[0], inner[1]] = image[:, outer[0], outer[1]]
-        total = np.count_nonzero(image)
-        lost = total - np.count_nonzero(placed)
-        if lost > 0.05 * total:
+        # Weighed by intensity: the noise of the air around an unstripped head must not count.
+        total = float(image.sum(dtype=np.float64))
+        lost = (total - float(placed.sum(dtype=np.float64))) / total
+        if lost > MAX_CROPPED:
             raise InputError(
-                f"{lost / total:.0%} of the foreground lies outside the model's field of view of "
+                f"{lost:.0%} of the image (by intensity) lies outside the model's field of view of "
                 f"{self.size[0]} x {self.size[1]} pixels; crop the scan or resample it"
             )
         return placed

@@ -111,12 +111,11 @@ def _threshold(
     calibrated = detector.bundle.manifest.threshold
     if calibrated is None:
         return None, ()
-    for name in ("anomaly_map", "noise_level", "steps", "flip_threshold"):
-        wanted, used = getattr(calibrated, name), getattr(settings, name)
-        if wanted != used:
-            warning = (
-                f"the bundle's threshold was calibrated with {name} {wanted} and this run uses "
-                f"{used}: Otsu's threshold per scan is taken instead"
-            )
-            return None, (warning,)
+    name = calibrated.mismatch(settings)
+    if name:
+        warning = (
+            f"the bundle's threshold was calibrated with {name} {getattr(calibrated, name)} and "
+            f"this run uses {getattr(settings, name)}: Otsu's threshold per scan is taken instead"
+        )
+        return None, (warning,)
     return (calibrated.value, "bundle"), ()

@@ -65,9 +65,7 @@ def to_json(value: Any) -> str:
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
-    return (
-        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _shown(value: Any) -> str:
