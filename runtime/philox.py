@@ -75,7 +75,11 @@ class PhiloxNoise:
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be a 64-bit unsigned integer, got {seed}")
         self.seed = seed
-        self.image_ids = np.asarray(image_ids, dtype=np.uint64).reshape(-1)
+        # As objects first: NumPy would make floats, which hold 53 bits, of some lists of integers.
+        ids = np.asarray(image_ids, dtype=object).reshape(-1)
+        if not all(isinstance(i, (int, np.integer)) and 0 <= int(i) < 1 << 64 for i in ids):
+            raise ValueError(f"image ids must be 64-bit unsigned integers, got {image_ids}")
+        self.image_ids: NDArray[np.uint64] = ids.astype(np.uint64)
 
     def __call__(self, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Draw uniforms in [0, 1) for one step.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,11 @@ class Sampler:
             )
         if not 0 <= self.flip_threshold <= 1:
             raise ValueError(f"flip threshold must lie in [0, 1], got {self.flip_threshold}")
+        if self.forward_noise not in get_args(ForwardNoise):
+            raise ValueError(
+                f"forward noise must be one of {', '.join(get_args(ForwardNoise))}, "
+                f"got {self.forward_noise!r}"
+            )
         count = self.noise_level if self.steps is None else self.steps
         object.__setattr__(self, "kept", tuple(spread(count, self.noise_level)))
 
