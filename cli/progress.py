@@ -1,0 +1,32 @@
+"""Progress of long verbs: a bar on a terminal, nothing in a log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def scan_progress() -> Iterator[Callable[[int, int, int], None] | None]:
+    """Yield a function to call with (scans done, scans in all, slices done), or None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("scans"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(done: int, total: int, slices: int) -> None:
+            bar.update(task, completed=done, total=total, description=f"{slices} slices")
+
+        yield show

@@ -1,0 +1,88 @@
+"""Scans through a detector for what is measured over many of them, without writing results."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .detector import Detection, Detector
+from .errors import BerdiffError, InputError
+from .manifest import SamplingDefaults
+from .preprocessing import Preprocessing
+from .scan_job import ScanJob
+
+Progress = Callable[[int, int, int], None]
+
+
+def read_job(path: Path, name: str, preprocessing: Preprocessing) -> ScanJob:
+    """Read a scan that must be usable; an error names the file.
+
+    Raises
+    ------
+    InputError
+        If the scan cannot be used.
+    """
+    try:
+        return ScanJob.read(path, name, preprocessing)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def detect_slices(
+    detector: Detector,
+    jobs: Iterable[ScanJob],
+    settings: SamplingDefaults,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> Iterator[tuple[ScanJob, int, Detection, int]]:
+    """Detect every slice of every scan, in batches that reach across scans.
+
+    The maps of a scan are in its job, on the scan's own grid, once its last slice was yielded.
+
+    Parameters
+    ----------
+    detector : Detector
+        An opened detector.
+    jobs : iterable of ScanJob
+        Read one after another, as they are needed.
+    settings : SamplingDefaults
+        Settings of the loop.
+    seed : int
+        64-bit seed.
+    batch_size : int
+        Slices per batch; changes no result.
+
+    Yields
+    ------
+    job : ScanJob
+        The scan.
+    number : int
+        Which of ``job.images``.
+    detection : Detection
+        Result of the batch, on the model's grid.
+    item : int
+        Which entry of `detection`.
+
+    Raises
+    ------
+    BerdiffError
+        If the model answers with NaN or infinity.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch size must be 1 or more, got {batch_size}")
+    slices = ((job, number) for job in jobs for number in range(len(job.images)))
+    while batch := list(itertools.islice(slices, batch_size)):
+        detection = detector.detect(
+            np.stack([job.images[number] for job, number in batch]),
+            np.array([job.image_id(number) for job, number in batch], dtype=np.uint64),
+            seed=seed,
+            settings=settings,
+        )
+        for item, (job, number) in enumerate(batch):
+            job.accept(number, detection, item)
+            if job.trouble:
+                raise BerdiffError(f"{job.scan.path}: {job.trouble}")
+            yield job, number, detection, item
