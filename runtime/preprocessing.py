@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from .errors import InputError, optional
 
 FloatArray = NDArray[np.float32]
+Fit = Literal["pad", "resize"]
+Normalisation = Literal["minmax", "foreground-median", "none"]
 
 # "foreground-median" maps the median of the positive intensities here, so that a lesion more than
 # twice as bright as the tissue around it still fits below 1.
@@ -57,11 +59,11 @@ class Preprocessing:
     channels: int
     modalities: tuple[str, ...]
     size: tuple[int, int]
-    fit: Literal["pad", "resize"] = "pad"
+    fit: Fit = "pad"
     spacing: float | None = None
     default_spacing: float | None = None
     orientation: str = "PRS"
-    normalisation: Literal["minmax", "foreground-median", "none"] = "minmax"
+    normalisation: Normalisation = "minmax"
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other."""
@@ -71,6 +73,11 @@ class Preprocessing:
             )
         if min(self.size) < 1:
             raise ValueError(f"size must be positive, got {self.size}")
+        for name, known in (("fit", get_args(Fit)), ("normalisation", get_args(Normalisation))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
         for name in ("spacing", "default_spacing"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -152,7 +159,16 @@ class Preprocessing:
 
     def normalise(self, image: NDArray[Any]) -> FloatArray:
         """Map stored intensities ``[C, H0, W0]`` to [0, 1] as `normalisation` says."""
-        image = np.asarray(image, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = self._scale(np.asarray(image, dtype=np.float32))
+        if not np.isfinite(scaled).all():
+            raise InputError(
+                f"intensities from {np.min(image):g} to {np.max(image):g} are too large or too "
+                "small for 32-bit floats; rescale the file"
+            )
+        return scaled
+
+    def _scale(self, image: FloatArray) -> FloatArray:
         if not np.isfinite(image).all():
             bad = int(np.count_nonzero(~np.isfinite(image)))
             raise InputError(f"{bad} of {image.size} values are NaN or infinite; repair the file")
@@ -216,11 +232,11 @@ class Preprocessing:
         placed[:, inner[0], inner[1]] = image[:, outer[0], outer[1]]
         # Weighed by intensity: the noise of the air around an unstripped head must not count.
         total = float(image.sum(dtype=np.float64))
-        lost = (total - float(placed.sum(dtype=np.float64))) / total
-        if lost > MAX_CROPPED:
+        lost = total - float(placed.sum(dtype=np.float64))
+        if lost > MAX_CROPPED * total:
             raise InputError(
-                f"{lost:.0%} of the image (by intensity) lies outside the model's field of view of "
-                f"{self.size[0]} x {self.size[1]} pixels; crop the scan or resample it"
+                f"{lost / total:.0%} of the image (by intensity) lies outside the model's field of "
+                f"view of {self.size[0]} x {self.size[1]} pixels; crop the scan or resample it"
             )
         return placed
 
