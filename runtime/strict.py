@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -69,7 +70,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=repr)
+    text = json.dumps(value, default=repr, skipkeys=True)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -91,6 +92,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise BerdiffError(f"{where}: expected an object, got {_shown(value)}")
+        for key in value:
+            if not isinstance(key, str):
+                raise BerdiffError(f"{where}: expected names as keys, got {key!r}")
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     return _convert_scalar(hint, value, where)
 
@@ -110,7 +114,8 @@ def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):  # JSON's integers have no limit, floats have
+            value = float(value)
     wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     if wrong or (hint is float and not math.isfinite(value)):
         raise BerdiffError(f"{where}: expected {hint.__name__}, got {_shown(value)}")
