@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from berdiff.autoencoder import BinaryAutoencoder
 from berdiff.config import ModelConfig
@@ -68,10 +71,7 @@ def make_golden(config: ModelConfig, autoencoder: BinaryAutoencoder, denoiser: D
         forward_noise=config.forward_noise,
     )
     ids = np.arange(1, len(images) + 1, dtype=np.uint64)
-    noise = PhiloxNoise(SEED, ids)
-    loop_code, loop_mask = reverse_loop(
-        denoiser, code, sampler, lambda step, shape: torch.from_numpy(noise(step, tuple(shape)))
-    )
+    loop = _record_loop(denoiser, code, sampler, PhiloxNoise(SEED, ids))
     return Golden(
         image=images,
         probability=probability.numpy(),
@@ -84,6 +84,31 @@ def make_golden(config: ModelConfig, autoencoder: BinaryAutoencoder, denoiser: D
         noise_level=sampler.noise_level,
         steps=len(sampler.kept),
         flip_threshold=sampler.flip_threshold,
-        loop_code=loop_code.numpy(),
-        loop_mask=loop_mask.numpy(),
+        **loop,
     )
+
+
+def _record_loop(
+    denoiser: Denoiser, code: Tensor, sampler: Sampler, noise: PhiloxNoise
+) -> dict[str, NDArray[Any]]:
+    """Run PyTorch's loop, noting code and mask before every step."""
+    bits: list[NDArray[np.bool_]] = []
+    masks = [np.zeros(tuple(code.shape), np.bool_)]
+
+    def note(_: nn.Module, inputs: tuple[Tensor, Tensor], eps: Tensor) -> None:
+        bits.append(inputs[0].numpy() > 0.5)
+        masks.append(masks[-1] | (eps.numpy() > np.float32(sampler.flip_threshold)))
+
+    hook = denoiser.register_forward_hook(note)
+    try:
+        healthy, mask = reverse_loop(
+            denoiser, code, sampler, lambda step, shape: torch.from_numpy(noise(step, shape))
+        )
+    finally:
+        hook.remove()
+    masks[len(bits) - 1] = mask.numpy()  # the loop's own word on its mask
+    return {
+        "loop_bits": np.stack(bits),
+        "loop_mask": np.stack(masks[: len(bits)]),
+        "loop_code": healthy.numpy(),
+    }

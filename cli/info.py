@@ -1,0 +1,60 @@
+"""``berdiff info``: what a bundle is, or what this installation can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def info(
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", help="Bundle to describe. Default: this installation."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a bundle; without one, the installation: versions and engine backends."""
+    import json
+
+    content = _installation() if model is None else _bundle(model)
+    typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(_lines(content)))
+
+
+def _installation() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from berdiff.runtime.backends import available
+    from berdiff.runtime.environment import machine, software
+
+    backends = {name: asdict(found) for name, found in available().items()}
+    return {"software": software(), "machine": machine(), "backends": backends}
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from berdiff.runtime.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    return {"path": str(bundle.path), "digest": bundle.digest, **asdict(bundle.manifest)}
+
+
+def _lines(content: dict[str, Any], depth: int = 0) -> list[str]:
+    """Nested mappings as indented ``key: value`` lines."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            lines += ["  " * depth + f"{key}:", *_lines(value, depth + 1)]
+        else:
+            lines.append("  " * depth + f"{key}: {_shown(value)}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,37 @@
+"""What is installed and what this machine is, for reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+
+from berdiff import __version__
+
+# Distributions that can change a result or a timing.
+_LIBRARIES = (
+    *("numpy", "nibabel", "scipy", "pillow"),
+    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    *("torch", "onnx", "onnxscript", "safetensors", "accelerate"),
+    *("scikit-learn", "matplotlib"),
+)
+
+
+def software() -> dict[str, str]:
+    """Versions of this package, Python and every installed library that matters; loads none."""
+    found = {"berdiff": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Operating system, architecture and number of processors."""
+    return {
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "processors": str(os.cpu_count()),
+    }
