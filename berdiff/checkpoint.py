@@ -64,6 +64,26 @@ def load_checkpoint(folder: Path) -> tuple[ModelConfig, BinaryAutoencoder, Denoi
     return config, autoencoder.eval(), denoiser.eval()
 
 
+def shipped_checkpoint(name: str) -> Path:
+    """Folder of a checkpoint that ships in the package.
+
+    Parameters
+    ----------
+    name : str
+        "phantom": trained on synthetic heads by the preset of the same name, for demonstrations
+        and tests only.
+
+    Raises
+    ------
+    BerdiffError
+        If there is none of that name.
+    """
+    folder = Path(__file__).parent / "pretrained" / name
+    if not (folder / CONFIG_NAME).is_file():
+        raise BerdiffError(f"the package ships no checkpoint '{name}'; there is: phantom")
+    return folder
+
+
 def load_config(folder: Path) -> ModelConfig:
     """Read the ``config.json`` of a checkpoint."""
     source = Path(folder) / CONFIG_NAME

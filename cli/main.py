@@ -10,6 +10,18 @@ import typer
 from berdiff import __version__
 from berdiff.runtime.errors import BerdiffError, PartialFailure
 
+from .bench import bench
+from .calibrate import calibrate
+from .demo import demo
+from .evaluate import evaluate
+from .export import export
+from .import_ import import_checkpoint
+from .infer import infer
+from .info import info
+from .phantoms import phantoms
+from .train import train
+from .verify import verify
+
 app = typer.Typer(
     help="Find anomalies in medical images with a masked Bernoulli diffusion model.",
     epilog="`berdiff VERB --help` explains a verb. Exit codes: 0 done, 1 error, 2 wrong usage, "
@@ -39,37 +51,17 @@ def _options(
     pass
 
 
-# While the verbs are being written: (verb, module, function), those whose module exists.
-_VERBS = (
-    ("demo", "demo", "demo"),
-    ("phantoms", "phantoms", "phantoms"),
-    ("train", "train", "train"),
-    ("import", "import_", "import_checkpoint"),
-    ("export", "export", "export"),
-    ("verify", "verify", "verify"),
-    ("info", "info", "info"),
-    ("calibrate", "calibrate", "calibrate"),
-    ("infer", "infer", "infer"),
-    ("evaluate", "evaluate", "evaluate"),
-    ("bench", "bench", "bench"),
-)
-
-
-def _register() -> None:
-    import importlib
-    import importlib.util
-
-    for verb, module, function in _VERBS:
-        if importlib.util.find_spec(f"berdiff.cli.{module}") is None:
-            continue
-        target = getattr(importlib.import_module(f"berdiff.cli.{module}"), function)
-        if isinstance(target, typer.Typer):
-            app.add_typer(target, name=verb)
-        else:
-            app.command(verb)(target)
-
-
-_register()
+app.command("demo")(demo)
+app.command("phantoms")(phantoms)
+app.command("train")(train)
+app.command("import")(import_checkpoint)
+app.command("export")(export)
+app.command("verify")(verify)
+app.command("info")(info)
+app.command("calibrate")(calibrate)
+app.command("infer")(infer)
+app.command("evaluate")(evaluate)
+app.command("bench")(bench)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
