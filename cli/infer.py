@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,6 +67,8 @@ def infer(
     from berdiff.runtime.folder_run import run_folder
     from berdiff.runtime.run_plan import RunOptions
 
+    from .progress import scan_progress
+
     options = RunOptions(
         batch_size=batch_size,
         seed=seed,
@@ -79,38 +78,13 @@ def infer(
         threshold=threshold,
         resume=resume,
     )
-    with Detector.open(model, backend, device, threads) as detector, _progress() as progress:
+    with Detector.open(model, backend, device, threads) as detector, scan_progress() as progress:
         summary = run_folder(detector, source, output, options, progress)
     if report and summary.ok:
         from berdiff.runtime.report import write_report
 
         write_report(output)
     _conclude(summary)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, int], None] | None]:
-    """Show a progress bar on a terminal, and nothing in a log file."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("scans"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(done: int, total: int, slices: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{slices} slices")
-
-        yield show
 
 
 def _conclude(summary: RunSummary) -> None:
