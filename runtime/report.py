@@ -28,7 +28,8 @@ MAX_PICTURES = 200
 MAX_PICTURE_BYTES = 6_500_000  # base64 makes a third more of it
 MAX_ROWS = 5000
 
-_CARD_WIDTH = 480
+# Width and JPEG quality of a picture: the first with which it keeps to its share of the page.
+_SIZES = ((480, 82), (480, 65), (360, 60), (320, 40))
 _BINS = 30
 
 Row = Mapping[str, str]
@@ -272,8 +273,9 @@ def _scans(folder: Path, done: Sequence[Row]) -> Iterator[str]:
         yield "<p>No scan was processed.</p></section>"
         return
     cards, spent = [], 0
+    share = MAX_PICTURE_BYTES // min(len(done), MAX_PICTURES)
     for rank, row in enumerate(done[:MAX_PICTURES], start=1):
-        picture = _picture(folder / "overlays", row["name"])
+        picture = _picture(folder / "overlays", row["name"], share)
         size = len(picture.data) if picture else 0
         if spent + size > MAX_PICTURE_BYTES:
             break
@@ -356,7 +358,7 @@ def _footer(record: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _picture(folder: Path, name: str) -> _Picture | None:
+def _picture(folder: Path, name: str, share: int) -> _Picture | None:
     """Lay the four panels of an overlay out two by two, small; None where there is none."""
     path = folder / f"{name}.png"
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
@@ -368,8 +370,11 @@ def _picture(folder: Path, name: str) -> _Picture | None:
     sheet = pillow.new("RGB", (2 * width, 2 * height))
     for index, panel in enumerate(panels):
         sheet.paste(panel, (index % 2 * width, index // 2 * height))
-    scale = min(1.0, _CARD_WIDTH / sheet.width)
-    size = round(sheet.width * scale), max(1, round(sheet.height * scale))
-    buffer = io.BytesIO()
-    sheet.resize(size, pillow.Resampling.LANCZOS).save(buffer, "JPEG", quality=80)
+    for largest, quality in _SIZES:
+        scale = min(1.0, largest / sheet.width)
+        size = round(sheet.width * scale), max(1, round(sheet.height * scale))
+        buffer = io.BytesIO()
+        sheet.resize(size, pillow.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= share:
+            break
     return _Picture(buffer.getvalue(), *size)
