@@ -62,8 +62,10 @@ def anomaly_map(
         difference = np.maximum(images - reconstruction, 0)
     elif kind == "absolute":
         difference = np.abs(images - reconstruction)
-    else:
+    elif kind == "squared":
         difference = np.square(reconstruction - images)
+    else:
+        raise ValueError(f"unknown anomaly map {kind!r}")
     return median_filter(difference.sum(axis=1, dtype=np.float32))
 
 
@@ -109,6 +111,7 @@ def otsu(values: NDArray[np.floating]) -> float:
     float
         Upper edge of the lower class; the common value where all are equal.
     """
+    values = np.asarray(values, dtype=np.float64)  # float32 may not have 256 steps between them
     low, high = float(np.min(values)), float(np.max(values))
     if low == high:
         return high

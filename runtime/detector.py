@@ -38,8 +38,8 @@ class Detection:
         The healthy counterpart, in [0, 1].
     mask : ndarray of bool, shape (N, H, W)
         Segmentation by the threshold the bundle was calibrated to for these settings, or by
-        Otsu's where there is none. Empty where the networks answered with NaN or infinity, which
-        the maps then show.
+        Otsu's where there is none. Empty where a network answered with NaN or infinity: the maps
+        and the reconstruction of that image are NaN throughout.
     score : ndarray of float64, shape (N,)
         Mean of the highest 1 % of the anomaly map inside the foreground.
     timings : dict of str to float
@@ -143,13 +143,18 @@ class Detector:
         count = defaults.steps if steps is None else steps
         if steps is None and count is not None:
             count = min(count, level)
-        return replace(
-            defaults,
-            noise_level=level,
-            steps=count,
-            flip_threshold=(defaults.flip_threshold if flip_threshold is None else flip_threshold),
-            anomaly_map=defaults.anomaly_map if anomaly_map is None else anomaly_map,
-        )
+        try:
+            return replace(
+                defaults,
+                noise_level=level,
+                steps=count,
+                flip_threshold=(
+                    defaults.flip_threshold if flip_threshold is None else flip_threshold
+                ),
+                anomaly_map=defaults.anomaly_map if anomaly_map is None else anomaly_map,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     def sampler(self, settings: SamplingDefaults) -> Sampler:
         """Return the sampling loop for given settings."""
@@ -190,11 +195,15 @@ class Detector:
         Raises
         ------
         InputError
-            If the images have another shape or hold NaN or infinity, or a setting is out of range.
+            If the images have another shape or do not lie in [0, 1], or seed, ids or a setting
+            are out of range.
         """
         settings = settings or self.settings()
         images = self._check(images)
-        noise = PhiloxNoise(seed, ids)
+        try:
+            noise = PhiloxNoise(seed, ids)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         if len(noise.image_ids) != len(images):
             raise InputError(f"got {len(images)} images and {len(noise.image_ids)} ids")
         sampler = self.sampler(settings)
@@ -208,13 +217,17 @@ class Detector:
         with _timed(timings, "loop"):
             state = sampler.run(z_org, self.backend.flip_probability, noise)
         with _timed(timings, "decode"):
-            reconstruction = np.clip(self.backend.decode(state.z), 0, 1)
-            unchanged = None
+            decoded = [self.backend.decode(state.z)]
             if settings.anomaly_map == "change":
-                unchanged = np.clip(self.backend.decode(z_org), 0, 1)
+                decoded.append(self.backend.decode(z_org))
         with _timed(timings, "maps"):
+            sound = _all_finite(probability, state.flips, *decoded)
+            reconstruction = np.clip(decoded[0], 0, 1)
+            unchanged = np.clip(decoded[1], 0, 1) if len(decoded) > 1 else None
             flips = flip_map(state.flips / np.float32(len(sampler.kept)), images.shape[2:])
             maps = anomaly_map(settings.anomaly_map, images, reconstruction, unchanged, flips)
+            for values in (maps, flips, reconstruction):
+                values[~sound] = np.nan
             inside = foreground(images)
             calibrated = self.calibrated_threshold(settings)
             mask = np.stack([_mask(calibrated, *pair) for pair in zip(maps, inside, strict=True)])
@@ -238,7 +251,20 @@ class Detector:
             )
         if not np.isfinite(images).all():
             raise InputError("the images hold NaN or infinite values")
+        if images.min() < 0 or images.max() > 1:
+            raise InputError(
+                f"the images hold values from {images.min():g} to {images.max():g}, expected "
+                "[0, 1]: bring them to the model's grid with Preprocessing.to_grid"
+            )
         return images
+
+
+def _all_finite(*answers: FloatArray) -> NDArray[np.bool_]:
+    """Which images every network answered with numbers for.
+
+    Thresholds and clipping would make plausible codes and images of NaN and infinity.
+    """
+    return np.all([np.isfinite(values).all(axis=(1, 2, 3)) for values in answers], axis=0)
 
 
 def _mask(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from .preprocessing import Preprocessing
 
 SCHEMA_VERSION = 1
 
+CodeKind = Literal["threshold", "sample"]
 AnomalyMapKind = Literal["squared", "signed", "absolute", "change", "flips"]
 
 
@@ -51,8 +52,19 @@ class SamplingDefaults:
     noise_level: int = 200
     steps: int | None = None
     flip_threshold: float = 0.5
-    code: Literal["threshold", "sample"] = "threshold"
+    code: CodeKind = "threshold"
     anomaly_map: AnomalyMapKind = "squared"
+
+    def __post_init__(self) -> None:
+        """Refuse names that mean nothing; the loop checks the numbers."""
+        for name, known in (
+            ("code", get_args(CodeKind)),
+            ("anomaly_map", get_args(AnomalyMapKind)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True)

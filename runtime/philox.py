@@ -78,7 +78,7 @@ class PhiloxNoise:
         # As objects first: NumPy would make floats, which hold 53 bits, of some lists of integers.
         ids = np.asarray(image_ids, dtype=object).reshape(-1)
         if not all(isinstance(i, (int, np.integer)) and 0 <= int(i) < 1 << 64 for i in ids):
-            raise ValueError(f"image ids must be 64-bit unsigned integers, got {image_ids}")
+            raise ValueError(f"image ids must be 64-bit unsigned integers, got {image_ids!r}")
         self.image_ids: NDArray[np.uint64] = ids.astype(np.uint64)
 
     def __call__(self, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
