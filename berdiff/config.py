@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from berdiff.runtime.manifest import CodeShape, SamplingDefaults, ScheduleSpec
 from berdiff.runtime.preprocessing import Preprocessing
+from berdiff.runtime.sampler import ForwardNoise, Sampler
+from berdiff.runtime.schedule import Schedule
 
 NORM_GROUPS = 32
 
@@ -122,13 +123,13 @@ class ModelConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
-    forward_noise: Literal["bernoulli", "upstream"] = "bernoulli"
+    forward_noise: ForwardNoise = "bernoulli"
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     name: str = "berdiff"
     provenance: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse networks that do not fit each other or the image."""
+        """Refuse networks that do not fit each other or the image, and loops that cannot run."""
         if self.autoencoder.in_channels != self.preprocessing.channels:
             raise ValueError(
                 f"the autoencoder takes {self.autoencoder.in_channels} channels, "
@@ -145,6 +146,10 @@ class ModelConfig:
                 f"image size {self.preprocessing.size} must be a multiple of {step}, "
                 "the downsampling of both networks together"
             )
+        # Said here rather than by the first loop, which may come hours into a training.
+        spec, loop = self.schedule, self.sampling
+        schedule = Schedule.linear(spec.num_timesteps, spec.beta_start, spec.beta_end)
+        Sampler(schedule, loop.noise_level, loop.steps, loop.flip_threshold, self.forward_noise)
 
     @property
     def code_shape(self) -> CodeShape:
@@ -158,6 +163,8 @@ def _check_positive(config: object) -> None:
         values = value if isinstance(value, tuple) else (value,)
         if any(isinstance(item, int) and item < 1 for item in values):
             raise ValueError(f"{name} must be positive, got {value}")
+        if name == "channel_multipliers" and not values:
+            raise ValueError("channel_multipliers must name at least one level")
 
 
 def _check_groups(name: str, channels: int) -> None:

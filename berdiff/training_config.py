@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from berdiff.runtime.errors import BerdiffError, optional
@@ -36,6 +38,14 @@ class Augmentation:
     scale: float = 0.0
     shift: float = 0.0
     intensity: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse amounts that mean nothing."""
+        for name in ("rotation", "shift", "intensity"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.scale < 1:
+            raise ValueError(f"scale must lie in [0, 1), got {self.scale}")
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,14 @@ class StageSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(
+                f"final_learning_rate must lie in [0, 1], got {self.final_learning_rate}"
+            )
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,12 @@ class TrainingConfig:
         limit, total = self.denoiser.max_timestep, self.model.schedule.num_timesteps
         if limit is not None and not 1 <= limit < total:
             raise ValueError(f"max_timestep must lie between 1 and {total - 1}, got {limit}")
+        level = self.model.sampling.noise_level
+        if limit is not None and limit < level - 1:
+            raise ValueError(
+                f"max_timestep {limit} would leave the denoiser untrained at steps up to "
+                f"{level - 1}, which the loop takes at noise_level {level}"
+            )
 
 
 def preset_names() -> list[str]:
@@ -176,12 +198,10 @@ def load_preset(name: str, changes: list[str] | None = None) -> TrainingConfig:
     BerdiffError
         If the preset is unknown, a key does not exist, or a value has the wrong type.
     """
-    yaml = optional("yaml", "train")
     if name.endswith((".yaml", ".yml")):
         try:
-            with open(name, encoding="utf-8") as stream:
-                text = stream.read()
-        except OSError as error:
+            text = Path(name).read_text("utf-8")
+        except (OSError, UnicodeError) as error:
             raise BerdiffError(f"cannot read the preset {name}: {error}") from error
     elif name in preset_names():
         text = (resources.files("berdiff") / "presets" / f"{name}.yaml").read_text("utf-8")
@@ -189,13 +209,9 @@ def load_preset(name: str, changes: list[str] | None = None) -> TrainingConfig:
         raise BerdiffError(
             f"unknown preset '{name}'; there are {', '.join(preset_names())}, or give a .yaml file"
         )
-    try:
-        content = yaml.safe_load(text)
-        edits = [_parse_change(change, yaml) for change in changes or []]
-    except yaml.YAMLError as error:
-        raise BerdiffError(f"preset {name}: not valid YAML: {error}") from error
-    for keys, value in edits:
-        _assign(content, keys, value, name)
+    content = _parse(text, f"preset {name}")
+    for change in changes or []:
+        _assign(content, change, f"preset {name}")
     return from_json(TrainingConfig, content, f"preset {name}")
 
 
@@ -215,18 +231,29 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _parse_change(change: str, yaml: Any) -> tuple[list[str], Any]:
-    key, equals, value = change.partition("=")
-    if not equals or not key.strip():
+def _parse(text: str, where: str) -> Any:
+    """Read YAML, taking 1e-4 for a number as YAML 1.2 does (PyYAML's 1.1 takes it for a string)."""
+    yaml = optional("yaml", "train")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        """Knows one kind of number more."""
+
+    exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+    try:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates such as 2024-13-01
+        raise BerdiffError(f"{where}: not valid YAML: {error}") from error
+
+
+def _assign(tree: Any, change: str, where: str) -> None:
+    """Apply one ``key=value``."""
+    name, equals, value = change.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
         raise BerdiffError(f"--set takes key=value, got {change!r}")
-    return key.strip().split("."), yaml.safe_load(value)
-
-
-def _assign(tree: Any, keys: list[str], value: Any, name: str) -> None:
     for key in keys[:-1]:
-        if not isinstance(tree, dict):
-            raise BerdiffError(f"preset {name}: no key '{'.'.join(keys)}'")
-        tree = tree.setdefault(key, {})
+        tree = tree.setdefault(key, {}) if isinstance(tree, dict) else None
     if not isinstance(tree, dict):
-        raise BerdiffError(f"preset {name}: no key '{'.'.join(keys)}'")
-    tree[keys[-1]] = value
+        raise BerdiffError(f"{where}: no key '{name.strip()}'")
+    tree[keys[-1]] = _parse(value, f"--set {change}")
