@@ -66,13 +66,14 @@ class Stage(Protocol):
         Folder name of the stage.
     network : Module
         The network whose moving average is the result.
-    settings : StageSettings
-        Steps, batch size, learning rate.
     """
 
     name: str
     network: nn.Module
-    settings: StageSettings
+
+    @property
+    def settings(self) -> StageSettings:
+        """Steps, batch size, learning rate."""
 
     def parts(self) -> dict[str, nn.Module]:
         """All modules that are trained, by name."""

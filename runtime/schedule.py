@@ -35,7 +35,9 @@ class Schedule:
         betas = np.linspace(scale * beta_start, scale * beta_end, num_timesteps, dtype=np.float64)
         if not (0 < betas.min() and betas.max() < 1):
             raise ValueError(f"betas must lie in (0, 1), got {betas.min():g} to {betas.max():g}")
-        return cls(np.cumprod(1 - betas), np.arange(num_timesteps, dtype=np.int64))
+        return cls(
+            np.cumprod(1 - betas, dtype=np.float64), np.arange(num_timesteps, dtype=np.int64)
+        )
 
     def __len__(self) -> int:
         """Return the number of kept steps."""
