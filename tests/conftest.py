@@ -5,16 +5,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from berdiff.config import ModelConfig
     from berdiff.runtime.bundle import Bundle
 
@@ -84,22 +80,6 @@ def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def fill(module: "nn.Module", prefix: str = "") -> "nn.Module":
-    """Weights that are a function of their name; none is zero, as some are before training."""
-    import torch
-
-    for name, parameter in module.state_dict().items():
-        key = zlib.crc32((prefix + name).encode())
-        random = np.random.Generator(np.random.Philox(key=key))
-        values = random.standard_normal(parameter.shape, np.float32)
-        if values.ndim >= 2:
-            values *= np.float32(1 / np.sqrt(np.prod(values.shape[1:])))
-        else:
-            values = np.float32(0.1) * values + np.float32(name.endswith("weight"))
-        parameter.copy_(torch.from_numpy(values))
-    return module.eval()
-
-
 @pytest.fixture(scope="session")
 def tiny_config() -> "ModelConfig":
     """One channel of 32 x 32 pixels, codes of 8 x 16 x 16 bits."""
@@ -118,8 +98,10 @@ def tiny_config() -> "ModelConfig":
             code_channels=8,
             embedding_channels=32,
         ),
+        # 64 channels: with 32, every group norm has one channel per group and takes away the
+        # time shift.
         denoiser=DenoiserConfig(
-            code_channels=8, base_channels=32, channel_multipliers=(1, 1), residual_blocks=1
+            code_channels=8, base_channels=32, channel_multipliers=(2, 2), residual_blocks=1
         ),
         sampling=SamplingDefaults(noise_level=50, steps=5),
     )
@@ -128,15 +110,20 @@ def tiny_config() -> "ModelConfig":
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of `tiny_config` with random weights. Do not write into it."""
+    from numpy_networks import named_weights
+    from torch_models import fill
+
     from berdiff.autoencoder import BinaryAutoencoder
     from berdiff.checkpoint import save_checkpoint
     from berdiff.denoiser import Denoiser
 
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     autoencoder = BinaryAutoencoder(tiny_config.autoencoder)
     denoiser = Denoiser(tiny_config.denoiser, tiny_config.schedule.num_timesteps)
-    fill(autoencoder, "ae.")
-    fill(denoiser)
+    for network in (autoencoder, denoiser):
+        # None of these weights is zero, as some are before training.
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        fill(network, named_weights(shapes))
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     save_checkpoint(folder, tiny_config, autoencoder, denoiser)
     return folder
 

@@ -30,7 +30,8 @@ class Backend(Protocol):
     """The three networks of a bundle, ready to run.
 
     Arrays are NumPy float32, C-contiguous, owned by the caller once returned. What an image gets
-    does not depend on the rest of its batch, bit for bit. Several threads may call one backend.
+    depends, bit for bit, neither on the rest of its batch nor on the number of threads. Several
+    threads may call one backend. Anything that goes wrong is a `BackendError`.
     """
 
     name: str

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BackendError, BundleError, optional
+from ..errors import BackendError, optional
 
 FloatArray = NDArray[np.float32]
 
@@ -47,6 +47,7 @@ class OnnxRuntimeBackend:
         self._library = optional("onnxruntime", "cpu")
         self.device = device
         self._threads = threads
+        self._num_timesteps = bundle.manifest.schedule.num_timesteps
         self._sessions = {
             network: self._open(bundle, f"onnx/{network}.onnx")
             for network in ("encoder", "denoiser", "decoder")
@@ -63,7 +64,7 @@ class OnnxRuntimeBackend:
         try:
             session = self._library.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # the library's own exceptions share no public base
-            raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+            raise BackendError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
         if session.get_providers()[0] != provider:
             raise BackendError(
                 f"ONNX Runtime opened {path} on {session.get_providers()[0]} instead of {provider}"
@@ -73,7 +74,10 @@ class OnnxRuntimeBackend:
     def _run(self, network: str, feeds: dict[str, NDArray[Any]]) -> FloatArray:
         if network not in self._sessions:
             raise BackendError("the backend is closed")
-        (output,) = self._sessions[network].run(None, feeds)
+        try:
+            (output,) = self._sessions[network].run(None, feeds)
+        except Exception as error:  # the library's own exceptions share no public base
+            raise BackendError(f"ONNX Runtime failed in the {network}: {error}") from error
         return output
 
     def encode(self, images: FloatArray) -> FloatArray:
@@ -82,6 +86,8 @@ class OnnxRuntimeBackend:
 
     def flip_probability(self, code: FloatArray, t: int) -> FloatArray:
         """Flip probabilities; see `Backend.flip_probability`."""
+        if not 0 <= t < self._num_timesteps:
+            raise BackendError(f"steps lie between 0 and {self._num_timesteps - 1}, got {t}")
         return self._run("denoiser", {"code": code, "t": np.array([t], np.int64)})
 
     def decode(self, code: FloatArray) -> FloatArray:
