@@ -99,10 +99,10 @@ def _held_out(names: list[str], fraction: float) -> set[str]:
 
 def _slices(path: Path, preprocessing: Preprocessing) -> list[FloatArray]:
     """Slices of one scan on the model's grid, without the nearly empty ends of a volume."""
-    scan = read_scan(path, preprocessing)
-    shown = (scan.slices > 0).any(axis=1).sum(axis=(1, 2))
-    keep = np.flatnonzero(shown >= MIN_FOREGROUND * shown.max())
     try:
+        scan = read_scan(path, preprocessing)
+        shown = (scan.slices > 0).any(axis=1).sum(axis=(1, 2))
+        keep = np.flatnonzero(shown >= MIN_FOREGROUND * shown.max())
         return [preprocessing.to_grid(scan.slices[index], scan.spacing) for index in keep]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

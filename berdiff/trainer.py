@@ -179,8 +179,14 @@ class Trainer:
         Raises
         ------
         BerdiffError
-            If the saved state belongs to another run, or the loss is no longer finite.
+            If there is a saved state and the run is not to continue it, if it belongs to another
+            run, or if the loss is no longer finite.
         """
+        if not self.run.resume and (self.folder / STATE_NAME).is_file():
+            raise BerdiffError(
+                f"{self.folder} holds a training that was begun already; continue it with "
+                "--continue, or choose another folder"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = self.stage.settings
         done = self._restore() if self.run.resume else 0
