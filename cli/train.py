@@ -66,6 +66,8 @@ def train(
     from berdiff.training import prepare_folder, train_autoencoder, train_denoiser
     from berdiff.training_config import load_preset
 
+    if half and stages is Stages.autoencoder:
+        raise typer.BadParameter("stage one alone writes no checkpoint", param_hint="--half")
     if threads:
         torch.set_num_threads(threads)
     config = load_preset(preset, changes)
