@@ -164,7 +164,7 @@ def run_bench(
             contenders.append(rival(settings))
         timings: list[Timing] = []
         kept = len(detector.sampler(settings).kept)
-        for size in sorted(batch_sizes):
+        for size in sorted(set(batch_sizes)):
             timings += _take_turns(contenders, images[:size], kept, repeats)
         return Bench(
             engine=detector.backend.describe(),
