@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from berdiff.runtime.manifest import SamplingDefaults
+from berdiff.runtime.errors import BerdiffError
+from berdiff.runtime.manifest import Manifest, SamplingDefaults
 from berdiff.runtime.sampler import Sampler
 from berdiff.runtime.schedule import Schedule
 
-from .checkpoint import load_checkpoint
+from .checkpoint import checkpoint_digests, load_checkpoint
 from .diffusion import reverse_loop
 
 
@@ -24,19 +25,36 @@ class EagerTorch:
     ----------
     checkpoint : Path
         Folder of the checkpoint.
+    manifest : Manifest
+        Of the bundle it is compared with.
     settings : SamplingDefaults
         Of the loop.
     threads : int, optional
         CPU threads, for the whole process; None leaves PyTorch's default.
+
+    Raises
+    ------
+    BerdiffError
+        If the bundle was exported from another checkpoint.
     """
 
     def __init__(
-        self, checkpoint: Path, settings: SamplingDefaults, threads: int | None = None
+        self,
+        checkpoint: Path,
+        manifest: Manifest,
+        settings: SamplingDefaults,
+        threads: int | None = None,
     ) -> None:
+        config, self._autoencoder, self._denoiser = load_checkpoint(checkpoint)
+        for key, digest in checkpoint_digests(checkpoint).items():
+            if manifest.provenance.get(key) != digest:
+                raise BerdiffError(
+                    f"the bundle was exported from another checkpoint than {checkpoint} "
+                    f"({key} differs); compare it with its own"
+                )
         if threads is not None:
             torch.set_num_threads(threads)
         self.name = f"torch {torch.__version__}"
-        config, self._autoencoder, self._denoiser = load_checkpoint(checkpoint)
         spec = config.schedule
         self._sampler = Sampler(
             schedule=Schedule.linear(spec.num_timesteps, spec.beta_start, spec.beta_end),

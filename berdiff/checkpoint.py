@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from berdiff.runtime.errors import BerdiffError, optional
-from berdiff.runtime.files import atomic_folder
+from berdiff.runtime.files import atomic_folder, sha256_file
 from berdiff.runtime.strict import from_json, to_json
 
 from .autoencoder import BinaryAutoencoder
@@ -97,6 +97,14 @@ def load_config(folder: Path) -> ModelConfig:
     except ValueError as error:
         raise BerdiffError(f"{source} is not valid JSON: {error}") from error
     return from_json(ModelConfig, content, str(source))
+
+
+def checkpoint_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each of a checkpoint's files, as a bundle's provenance records them."""
+    return {
+        f"sha256 of {name}": sha256_file(Path(folder) / name)
+        for name in (CONFIG_NAME, AUTOENCODER_NAME, DENOISER_NAME)
+    }
 
 
 def save_weights(path: Path, module: nn.Module, *, half: bool = False) -> None:

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from berdiff.runtime.bench import Bench, Contender
-    from berdiff.runtime.manifest import SamplingDefaults
+    from berdiff.runtime.manifest import Manifest, SamplingDefaults
 
 
 def bench(
@@ -28,7 +28,10 @@ def bench(
     ] = "1,4,8",
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Reverse steps, spread over the noise level. Default: bundle's."),
+        typer.Option(
+            min=1,
+            help="Reverse steps, spread over the noise level. Default: the bundle's, at most 20.",
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")] = 3,
     threads: Annotated[
@@ -63,7 +66,7 @@ def bench(
 
 def _rival(
     name: str, checkpoint: Path, threads: int | None
-) -> Callable[[SamplingDefaults], Contender]:
+) -> Callable[[Manifest, SamplingDefaults], Contender]:
     if name != "torch":
         raise typer.BadParameter(f"{name!r} is unknown; known is: torch", param_hint="--against")
 
@@ -72,10 +75,10 @@ def _rival(
     optional("torch", "export")
     optional("safetensors", "export")
 
-    def load(settings: SamplingDefaults) -> Contender:
+    def load(manifest: Manifest, settings: SamplingDefaults) -> Contender:
         from berdiff.bench import EagerTorch
 
-        return EagerTorch(checkpoint, settings, threads)
+        return EagerTorch(checkpoint, manifest, settings, threads)
 
     return load
 

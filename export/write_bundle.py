@@ -10,13 +10,13 @@ import torch
 
 from berdiff import __version__
 from berdiff.autoencoder import BinaryAutoencoder
-from berdiff.checkpoint import AUTOENCODER_NAME, CONFIG_NAME, DENOISER_NAME, load_checkpoint
+from berdiff.checkpoint import checkpoint_digests, load_checkpoint
 from berdiff.config import ModelConfig
 from berdiff.denoiser import Denoiser
 from berdiff.runtime.backends import open_backend
 from berdiff.runtime.bundle import Bundle, record_files, write_manifest
 from berdiff.runtime.errors import BerdiffError, optional
-from berdiff.runtime.files import atomic_folder, sha256_file
+from berdiff.runtime.files import atomic_folder
 from berdiff.runtime.manifest import SCHEMA_VERSION, Manifest
 from berdiff.runtime.verify import GOLDEN_NAME
 
@@ -109,15 +109,11 @@ def _write_graphs(
 
 def _provenance(checkpoint: Path, config: ModelConfig, opset: int) -> dict[str, str]:
     """Where the weights came from, and what wrote the bundle."""
-    digests = {
-        f"sha256 of {name}": sha256_file(checkpoint / name)
-        for name in (CONFIG_NAME, AUTOENCODER_NAME, DENOISER_NAME)
-    }
     return {
         **config.provenance,
         "berdiff": __version__,
         "torch": str(torch.__version__),
         "onnx": onnx.__version__,
         "opset": str(opset),
-        **digests,
+        **checkpoint_digests(checkpoint),
     }

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .detector import Detector
-from .manifest import SamplingDefaults
+from .manifest import Manifest, SamplingDefaults
 
 FloatArray = NDArray[np.float32]
 
 STAGES = ("encode", "loop", "decode")
+
+# Every step takes the same time, so that a long loop tells no more than a short one.
+DEFAULT_STEPS = 20
 
 
 class Contender(Protocol):
@@ -132,7 +135,7 @@ def run_bench(
     batch_sizes: Sequence[int],
     steps: int | None = None,
     repeats: int = 3,
-    rival: Callable[[SamplingDefaults], Contender] | None = None,
+    rival: Callable[[Manifest, SamplingDefaults], Contender] | None = None,
 ) -> Bench:
     """Time a detector, and a rival in turns with it, so that both meet the same disturbances.
 
@@ -143,11 +146,12 @@ def run_bench(
     batch_sizes : sequence of int
         Batch sizes to time.
     steps : int, optional
-        Reverse steps; None takes the bundle's.
+        Reverse steps; None takes the bundle's, or `DEFAULT_STEPS` where that is fewer.
     repeats : int
         Timed runs per contender and batch size.
     rival : callable, optional
-        Makes the other contender for given settings; called after memory was measured.
+        Makes the other contender, given the bundle's manifest and the settings; called after
+        memory was measured.
     """
     start = time.perf_counter()
     with open_detector() as detector:
@@ -156,14 +160,17 @@ def run_bench(
         warm = time.perf_counter()
 
         settings = detector.settings(steps=steps)
+        kept = len(detector.sampler(settings).kept)
+        if steps is None and kept > DEFAULT_STEPS:
+            kept = DEFAULT_STEPS
+            settings = detector.settings(steps=kept)
         images = _images(detector, max(batch_sizes))
         contenders: list[Contender] = [DetectorContender(detector, settings)]
         contenders[0].run(images)
         memory = peak_memory_mib()
         if rival is not None:
-            contenders.append(rival(settings))
+            contenders.append(rival(detector.bundle.manifest, settings))
         timings: list[Timing] = []
-        kept = len(detector.sampler(settings).kept)
         for size in sorted(set(batch_sizes)):
             timings += _take_turns(contenders, images[:size], kept, repeats)
         return Bench(

@@ -206,6 +206,17 @@ def test_bench_against_torch(tiny_bundle: Bundle, tiny_checkpoint: Path) -> None
     assert shown["speedup"]["3"] == by_name["torch", 3] / by_name["onnxruntime", 3]
 
 
+def test_bench_against_another_checkpoint(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    config = other / "config.json"
+    config.write_text(config.read_text().replace('"name": "tiny"', '"name": "other"'))
+    arguments = ("bench", "-m", tiny_bundle.path, "--batch-sizes", 1, "--against", "torch", other)
+    assert end(*arguments) == 1
+    assert "sha256 of config.json differs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

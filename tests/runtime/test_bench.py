@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from fakes import fake_detector
 from numpy.typing import NDArray
 
 from berdiff.runtime.bench import Bench, Timing, run_bench
-from berdiff.runtime.manifest import SamplingDefaults
+from berdiff.runtime.manifest import Manifest, SamplingDefaults
 
 
 class Rival:
@@ -30,7 +31,8 @@ def test_contenders_are_timed_in_turns_by_batch_size() -> None:
     calls: list[int] = []
     settings: list[SamplingDefaults] = []
 
-    def rival(given: SamplingDefaults) -> Rival:
+    def rival(manifest: Manifest, given: SamplingDefaults) -> Rival:
+        assert manifest == detector.bundle.manifest
         settings.append(given)
         return Rival(calls)
 
@@ -74,9 +76,19 @@ def test_the_median_counts() -> None:
         def run(self, images: NDArray[np.float32]) -> dict[str, float]:
             return {"encode": 0.0, "loop": next(runs), "decode": 0.0}
 
-    result = run_bench(fake_detector, [1], steps=2, repeats=3, rival=lambda _: Uneven())
+    result = run_bench(fake_detector, [1], steps=2, repeats=3, rival=lambda *_: Uneven())
     assert result.timings[1].image_ms == 2000.0  # of 1, 5, 2: the 9 was the warm-up
     assert result.timings[1].step_ms == 1000.0
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(None, 20), (25, 25), (3, 3)])
+def test_a_long_loop_is_cut_short_unless_asked_for(wanted: int | None, taken: int) -> None:
+    detector = fake_detector()
+    sampling = dataclasses.replace(detector.bundle.manifest.sampling, steps=None)
+    manifest = dataclasses.replace(detector.bundle.manifest, sampling=sampling)
+    detector.bundle = dataclasses.replace(detector.bundle, manifest=manifest)
+    result = run_bench(lambda: detector, [1], steps=wanted, repeats=1)
+    assert (result.noise_level, result.steps) == (100, taken)
 
 
 def test_json_holds_everything() -> None:
