@@ -136,6 +136,11 @@ class Trainer:
         Changes of the training images.
     run : RunSettings
         Where and how.
+
+    Raises
+    ------
+    BerdiffError
+        If there is a saved state and the run is not to continue it, or it belongs to another run.
     """
 
     def __init__(
@@ -167,6 +172,7 @@ class Trainer:
             name: [group["lr"] for group in optimizer.param_groups]
             for name, optimizer in self._optimizers.items()
         }
+        self.done = self._restore()
 
     def train(self) -> nn.Module:
         """Run all remaining steps.
@@ -179,19 +185,12 @@ class Trainer:
         Raises
         ------
         BerdiffError
-            If there is a saved state and the run is not to continue it, if it belongs to another
-            run, or if the loss is no longer finite.
+            If the loss is no longer finite.
         """
-        if not self.run.resume and (self.folder / STATE_NAME).is_file():
-            raise BerdiffError(
-                f"{self.folder} holds a training that was begun already; continue it with "
-                "--continue, or choose another folder"
-            )
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = self.stage.settings
-        done = self._restore() if self.run.resume else 0
-        with TrainingLog(self.folder, done, enabled=self.accelerator.is_main_process) as logs:
-            for step in range(done, settings.steps):
+        with TrainingLog(self.folder, self.done, enabled=self.accelerator.is_main_process) as logs:
+            for step in range(self.done, settings.steps):
                 figures = self._step(step)
                 last = step + 1 == settings.steps
                 if last or (step + 1) % settings.validate_every == 0:
@@ -286,6 +285,11 @@ class Trainer:
         source = self.folder / STATE_NAME
         if not source.is_file():
             return 0
+        if not self.run.resume:
+            raise BerdiffError(
+                f"{self.folder} holds a training that was begun already; continue it with "
+                "--continue, or choose another folder"
+            )
         state = torch.load(source, map_location=self.accelerator.device, weights_only=True)
         if state["identity"] != self._identity():
             old, new = state["identity"], self._identity()

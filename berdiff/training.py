@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from berdiff.runtime.errors import BerdiffError
 from berdiff.runtime.files import atomic_file, write_atomic
@@ -21,7 +22,7 @@ from .checkpoint import AUTOENCODER_NAME, load_weights, save_checkpoint, save_we
 from .data import HealthyImages
 from .train_autoencoder import AutoencoderTraining
 from .train_denoiser import DenoiserTraining
-from .trainer import RunSettings, Trainer
+from .trainer import RunSettings, Stage, Trainer
 from .training_config import TrainingConfig, changed_keys
 
 SETTINGS_NAME = "training.json"
@@ -29,12 +30,15 @@ CHECKPOINT_NAME = "checkpoint"
 
 
 def prepare_folder(folder: Path, config: TrainingConfig, *, resume: bool) -> None:
-    """Create a run's folder, or check that the one to continue has the same settings.
+    """Create a run's folder, or check that the one to continue is of the same model.
+
+    In a run of several processes, the main one does this.
 
     Raises
     ------
     BerdiffError
-        If the folder holds a run and `resume` is False, or holds a run of another model.
+        If the folder holds a run and `resume` is False, or holds a run of another model or with
+        other augmentation.
     """
     source = folder / SETTINGS_NAME
     if source.is_file():
@@ -43,23 +47,45 @@ def prepare_folder(folder: Path, config: TrainingConfig, *, resume: bool) -> Non
                 f"{folder} holds a training run already; continue it with --continue, "
                 "or choose another folder"
             )
-        old = from_json(TrainingConfig, json.loads(source.read_text()), str(source))
-        changed = [key for key in changed_keys(old, config) if key.startswith("model.")]
+        try:
+            content = json.loads(source.read_text())
+        except ValueError as error:
+            raise BerdiffError(f"{source} is not valid JSON: {error}") from error
+        old = from_json(TrainingConfig, content, str(source))
+        # Each stage compares its own settings with those of the state it continues from.
+        changed = [
+            key for key in changed_keys(old, config) if key.startswith(("model.", "augmentation."))
+        ]
         if changed:
             raise BerdiffError(
-                f"{folder} holds a run of another model: {', '.join(changed)} differ; "
+                f"{folder} holds another run: {', '.join(changed)} differ; "
                 "continue with the same settings, or choose another folder"
             )
     elif folder.exists() and any(folder.iterdir()):
         raise BerdiffError(f"{folder} is not empty and holds no training run; choose another")
-    write_atomic(source, to_json(config).encode())
+    else:
+        _record(folder, config)
+
+
+def _record(folder: Path, config: TrainingConfig) -> None:
+    write_atomic(folder / SETTINGS_NAME, to_json(config).encode())
+
+
+def _run_stage(
+    stage: Stage, config: TrainingConfig, images: HealthyImages, run: RunSettings
+) -> nn.Module:
+    """Train one stage to its end; its settings are recorded once its state has accepted them."""
+    trainer = Trainer(stage, images, config.augmentation, run)
+    if run.accelerator.is_main_process:
+        _record(run.folder, config)
+    return trainer.train()
 
 
 def train_autoencoder(config: TrainingConfig, images: HealthyImages, run: RunSettings) -> None:
     """Train stage one and write its averaged weights into the run's folder."""
     torch.manual_seed(run.seed)
     stage = AutoencoderTraining(config, run.accelerator)
-    network = Trainer(stage, images, config.augmentation, run).train()
+    network = _run_stage(stage, config, images, run)
     if run.accelerator.is_main_process:
         with atomic_file(run.folder / AUTOENCODER_NAME) as part:
             save_weights(part, network)
@@ -94,7 +120,7 @@ def train_denoiser(
     load_weights(weights, autoencoder)
     torch.manual_seed(run.seed + 1)
     stage = DenoiserTraining(config, autoencoder, run.accelerator)
-    logits = Trainer(stage, images, config.augmentation, run).train()
+    logits = _run_stage(stage, config, images, run)
     if run.accelerator.is_main_process:
         provenance = {
             "trained_on": f"{len(images.train)} healthy images, sha256 {images.digest}",

@@ -73,18 +73,20 @@ def train(
     config = load_preset(preset, changes)
     accelerator = make_accelerator(device, precision.value)
     images = load_healthy(input, config.model.preprocessing, config.validation_fraction)
-    # Stage two always stands in the folder of stage one.
-    prepare_folder(output, config, resume=resume or stages is Stages.denoiser)
-    typer.echo(
-        f"{len(images.train)} healthy images to train on, {len(images.validation)} held out",
-        err=True,
-    )
+    if accelerator.is_main_process:
+        # Stage two always stands in the folder of stage one.
+        prepare_folder(output, config, resume=resume or stages is Stages.denoiser)
+        typer.echo(
+            f"{len(images.train)} healthy images to train on, {len(images.validation)} held out",
+            err=True,
+        )
+    accelerator.wait_for_everyone()
     run = RunSettings(output, accelerator, seed, resume, _Progress())
     if stages is not Stages.denoiser:
         train_autoencoder(config, images, run)
-        typer.echo(f"autoencoder: {output / 'autoencoder.safetensors'}")
+        accelerator.print(f"autoencoder: {output / 'autoencoder.safetensors'}")
     if stages is not Stages.autoencoder:
-        typer.echo(f"checkpoint: {train_denoiser(config, images, run, half=half)}")
+        accelerator.print(f"checkpoint: {train_denoiser(config, images, run, half=half)}")
 
 
 class _Progress:
