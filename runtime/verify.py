@@ -6,6 +6,8 @@ Export uses the same comparison as its gate, so a bundle that exists has passed 
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,7 +122,7 @@ class Golden:
         try:
             with np.load(path, allow_pickle=False) as file:
                 values: dict[str, Any] = dict(file)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path} is not a readable .npz file: {error}") from error
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:

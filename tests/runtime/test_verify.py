@@ -151,7 +151,7 @@ def test_vectors_of_another_shape_are_refused(tiny_bundle: Bundle, tmp_path: Pat
         Golden.load(altered)
 
 
-@pytest.mark.parametrize("flaw", ["extra", "missing", "pickle", "noise"])
+@pytest.mark.parametrize("flaw", ["extra", "missing", "pickle", "noise", "half", "empty"])
 def test_a_file_that_is_no_golden_file_is_refused(
     tiny_bundle: Bundle, tmp_path: Path, flaw: str
 ) -> None:
@@ -168,5 +168,8 @@ def test_a_file_that_is_no_golden_file_is_refused(
     np.savez(path, **arrays)
     if flaw == "noise":
         path.write_bytes(b"not a zip file")
+    elif flaw in ("half", "empty"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] if flaw == "half" else b"")
     with pytest.raises(BundleError, match=r"vectors\.npz"):
         Golden.load(sign(tiny_bundle, folder))
