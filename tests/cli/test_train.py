@@ -198,6 +198,32 @@ def test_killed_at_any_moment_it_continues_to_the_same_checkpoint(
         assert rows(run / name) == rows(expected / name), where
 
 
+@pytest.mark.slow
+def test_two_processes_train_what_one_would(arguments: list[str], tmp_path: Path) -> None:
+    """Each takes half of every batch; together they enter, log and write the run once."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    changes = ["batch_size=4", "adversarial_weight=0", "ema=0", "learning_rate=0.003"]
+    words = [
+        *arguments,
+        *(word for change in changes for word in ("--set", f"autoencoder.{change}")),
+    ]
+    assert call("autoencoder", "-o", alone, *words).exit_code == 0
+
+    script = tmp_path / "train.py"
+    script.write_text("import sys; from berdiff.cli.main import run; run(sys.argv[1:])")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, script, "train", "autoencoder", "-o", shared, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("autoencoder: ") == 1
+    assert rows(shared / "autoencoder") == ["1", "2", "3", "4"]
+    losses = []
+    for run in (alone, shared):
+        with open(run / "autoencoder" / "log.csv", newline="") as stream:
+            losses.append(float(list(csv.DictReader(stream))[-1]["validation_loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -237,10 +263,31 @@ def test_another_model_or_seed_cannot_continue_a_run(
     whole: tuple[Path, Result], arguments: list[str]
 ) -> None:
     onto = ("all", "-o", whole[0], *arguments, "--continue")
-    assert "model.name differ" in refusal(*onto, "--set", "model.name=other")
-    assert "other seed" in refusal(*onto, "--seed", "1")
-    changed = ("--set", "autoencoder.batch_size=2")
-    assert "other settings" in refusal(*onto, *changed)
+    recorded = (whole[0] / "training.json").read_bytes()
+    for change, message in (
+        (["--set", "model.name=other"], "model.name differ"),
+        (["--set", "augmentation.rotation=9"], "augmentation.rotation differ"),
+        (["--set", "autoencoder.batch_size=2"], "other settings"),
+        (["--set", "validation_fraction=0.5"], "other images"),
+        (["--seed", "1"], "other seed"),
+    ):
+        assert message in refusal(*onto, *change)
+    assert (whole[0] / "training.json").read_bytes() == recorded
+
+
+def test_the_record_follows_a_continuation(arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for steps, resume in ((1, []), (2, ["--continue"])):
+        change = ["--set", f"autoencoder.steps={steps}"]
+        assert call("autoencoder", "-o", run, *arguments, *change, *resume).exit_code == 0
+        recorded = json.loads((run / "training.json").read_text())
+        assert recorded["autoencoder"]["steps"] == steps
+
+
+def test_a_damaged_record_is_named(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text("{")
+    message = refusal("all", "-o", tmp_path, *arguments, "--continue")
+    assert "training.json is not valid JSON" in message
 
 
 def test_the_denoiser_needs_an_autoencoder(arguments: list[str], tmp_path: Path) -> None:
