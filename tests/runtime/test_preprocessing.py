@@ -151,6 +151,16 @@ def test_a_circle_in_the_patient_is_a_circle_for_the_model() -> None:
     assert np.count_nonzero(rows > rows.max() / 2) == pytest.approx(12 / 1.5 * 2.355, abs=1)
 
 
+def test_placing_to_the_pixel() -> None:
+    """Sizes are rounded; of an odd number of pixels to add or cut, the last side has one more."""
+    image = np.full((1, 29, 21), 0.5, np.float32)
+    image[0, 0, 0] = 0.6
+    shown = np.argwhere(model(spacing=2.0).to_grid(image, (1.3, 1.0))[0])  # 18.85 x 10.5 pixels
+    assert (shown.min(axis=0).tolist(), shown.max(axis=0).tolist()) == ([2, 11], [20, 20])
+    narrow = model(size=(24, 20)).to_grid(image[:, :24])
+    np.testing.assert_array_equal(narrow, image[:, :24, :20])
+
+
 def test_resizing_ignores_spacing_and_fills_the_grid() -> None:
     pre = model(fit="resize", spacing=7.0)
     image = np.linspace(0, 1, 12 * 10, dtype=np.float32).reshape(1, 12, 10)
