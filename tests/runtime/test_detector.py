@@ -16,6 +16,7 @@ from berdiff.runtime.anomaly import image_score, otsu, segment
 from berdiff.runtime.detector import Detection, Detector
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.manifest import SamplingDefaults, Threshold
+from berdiff.runtime.philox import CODE_STEP, PhiloxNoise
 from berdiff.runtime.preprocessing import Preprocessing, foreground
 
 FloatArray = NDArray[np.float32]
@@ -127,6 +128,9 @@ def test_a_sampled_code_is_drawn_under_its_own_step() -> None:
     detector.backend.decode = lambda z: codes.append(z) or decode(z)  # type: ignore
     detector.detect(images, [1], settings=sampled)
     z_org = codes[1]  # "change" decodes the image's own code after the healthy one
+    probability = detector.backend.encode(images)
+    uniforms = PhiloxNoise(0, [1])(CODE_STEP, probability.shape)
+    np.testing.assert_array_equal(z_org, uniforms < probability)
     set_bits = z_org[0, :, 2:6, 2:6]
     assert set_bits[0].all()
     assert 0 < set_bits[1].mean() < 1
