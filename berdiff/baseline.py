@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from berdiff.runtime.errors import InputError, optional
+from berdiff.runtime.anomaly import smooth
+from berdiff.runtime.errors import InputError
 from berdiff.runtime.preprocessing import foreground
 
 FloatArray = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
 
 # Lesion masks are drawn coarsely and lesions are larger than the folds of the cortex: smoothing
 # by a forty-eighth of the image's height (4 pixels of 192) helped every map on real FLAIR slices.
@@ -27,33 +27,6 @@ SMOOTHING = 1 / 48
 # A pixel that few training images show is judged as if these many more images had shown the
 # average there: no pixel at the rim of the brain gets a standard deviation near zero.
 PRIOR_IMAGES = 10
-
-
-def smooth(planes: FloatArray, inside: BoolArray, sigma: float) -> FloatArray:
-    """Gaussian smoothing within the foreground: what lies outside does not bleed in.
-
-    Parameters
-    ----------
-    planes : ndarray of float32, shape (..., H, W)
-        Maps or images.
-    inside : ndarray of bool, shape (..., H, W)
-        Foreground.
-    sigma : float
-        Standard deviation in pixels; 0 leaves the values as they are.
-
-    Returns
-    -------
-    ndarray of float32, shape (..., H, W)
-        0 outside the foreground.
-    """
-    kept = np.where(inside, planes, np.float32(0))
-    if sigma <= 0:
-        return kept
-    ndimage = optional("scipy.ndimage", "images")
-    sigmas = (0,) * (planes.ndim - 2) + (sigma, sigma)
-    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigmas, mode="constant")
-    blurred = ndimage.gaussian_filter(kept, sigmas, mode="constant")
-    return np.where(inside, blurred / np.maximum(weight, np.float32(1e-6)), np.float32(0))
 
 
 @dataclass(frozen=True)

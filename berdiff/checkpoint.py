@@ -114,7 +114,7 @@ def save_weights(path: Path, module: nn.Module, *, half: bool = False) -> None:
         name: (tensor.half() if half else tensor).detach().cpu().contiguous()
         for name, tensor in module.state_dict().items()
     }
-    safetensors.save_file(tensors, path)
+    path.write_bytes(safetensors.save(tensors))  # save_file makes the file private
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -60,7 +60,9 @@ class DenoiserConfig:
     code_channels : int
         K, channels in and out.
     base_channels : int
-        Features at the code's resolution, a multiple of 32.
+        Features at the code's resolution, a multiple of 32. A level with just 32 features has one
+        per normalisation group, which cancels the shift that tells its blocks the step: give such
+        a level 64 where the step must be known.
     channel_multipliers : tuple of int
         Features per level over `base_channels`; each level but the last halves the code.
     residual_blocks : int

@@ -204,7 +204,7 @@ class Denoiser(nn.Module):
         """
         scaled = timesteps.float() * (1000.0 / self.num_timesteps)
         features = timestep_embedding(scaled, self.config.base_channels)
-        embedding = self.time_embed(features.to(self.time_embed[0].weight.dtype))
+        embedding = self.time_embed(features.to(next(self.time_embed.parameters()).dtype))
         return [block.shift(embedding) for block in self.residual_blocks]
 
     def denoise(self, code: Tensor, shifts: list[Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from berdiff.runtime.detector import Detector
 from berdiff.runtime.errors import optional
 from berdiff.runtime.manifest import SamplingDefaults
 
-from .evaluation_cases import Case, Collector, EvaluationOptions
+from .evaluation_cases import Case, Collector, EvaluationOptions, main_map
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _calibrated_dice(
     predicted, truth = [], []
     for case in cases:
         if case.masked:
-            planes = zip(case.volume(settings.anomaly_map), case.inside, strict=True)
+            planes = zip(case.volume(main_map(settings)), case.inside, strict=True)
             mask = np.stack([segment(plane, threshold.value, area) for plane, area in planes])
             predicted.append(mask[case.inside])
             truth.append(case.labels)

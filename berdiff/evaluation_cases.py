@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from berdiff.runtime.anomaly import anomaly_map, image_score
+from berdiff.runtime.anomaly import anomaly_map, image_score, smooth
 from berdiff.runtime.batches import Progress, detect_slices, read_job
 from berdiff.runtime.detector import Detection, Detector
 from berdiff.runtime.errors import InputError
@@ -20,7 +20,7 @@ from berdiff.runtime.preprocessing import foreground
 from berdiff.runtime.scan_job import ScanJob
 from berdiff.runtime.scans import find_scans, scan_names
 
-from .baseline import SMOOTHING, ZScore, intensity, smooth
+from .baseline import SMOOTHING, ZScore, intensity
 from .evaluation_masks import pair_masks, read_mask
 
 FloatArray = NDArray[np.float32]
@@ -33,6 +33,11 @@ INTENSITY = "intensity baseline"
 NO_ZSCORE = (
     "the z-score baseline was left out: name a folder of healthy training images with --train"
 )
+
+
+def main_map(settings: SamplingDefaults) -> str:
+    """Name of the map that `berdiff infer` would show with these settings."""
+    return settings.anomaly_map + (SMOOTHED if settings.smoothing else "")
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class EvaluationOptions:
     rate : float
         Share of healthy foreground pixels above the threshold of the "calibrated" Dice.
     smoothing : float
-        Standard deviation of the Gaussian for smoothed maps and baselines, as a share of the
-        height of the model's grid.
+        Standard deviation of the Gaussian for baselines, as a share of the height of the model's
+        grid; for smoothed maps too, where the bundle has no smoothing of its own.
     """
 
     kinds: tuple[AnomalyMapKind, ...] | None = None
@@ -177,7 +182,7 @@ class Collector:
         gathered: dict[ScanJob, _Gathered] = {}
         # The loop does not depend on the map: "change" is asked for since the detector alone can
         # make it, and all others follow from what comes with it.
-        settings = dataclasses.replace(self.settings, anomaly_map="change")
+        settings = dataclasses.replace(self.settings, anomaly_map="change", smoothing=0.0)
         truths: dict[ScanJob, BoolArray | None] = {}
         seen = detect_slices(
             self.detector, self._jobs(truths), settings, self.options.seed, self.options.batch_size
@@ -209,7 +214,7 @@ class Collector:
     def _maps(self, image: FloatArray, detection: Detection, item: int) -> dict[str, FloatArray]:
         """Every map of one image on the model's grid, ``[H, W]``, by name."""
         inside = foreground(image)
-        sigma = self.options.smoothing * image.shape[-2]
+        sigma = (self.settings.smoothing or self.options.smoothing) * image.shape[-2]
         batch = image[None], detection.reconstruction[item][None]
         flips = detection.flip_map[item][None]
         maps: dict[str, FloatArray] = {}
@@ -219,8 +224,9 @@ class Collector:
                 if kind == "change"
                 else anomaly_map(kind, *batch, unchanged=None, flips=flips)[0]
             )
-            maps[kind] = plane
-            maps[kind + SMOOTHED] = smooth(plane, inside, sigma)
+            pair = {kind: plane, kind + SMOOTHED: smooth(plane, inside, sigma)}
+            # What the bundle itself would show comes first.
+            maps |= dict(reversed(pair.items())) if self.settings.smoothing else pair
         if self.zscore is not None:
             maps[ZSCORE] = self.zscore.anomaly_map(image[None])[0]
         maps[INTENSITY] = intensity(image[None], self.options.smoothing)[0]

@@ -20,7 +20,7 @@ from berdiff.runtime.errors import optional
 from berdiff.runtime.files import atomic_folder
 
 from .evaluation import Evaluation, Figures
-from .evaluation_cases import INTENSITY, SMOOTHED, ZSCORE, Case
+from .evaluation_cases import INTENSITY, SMOOTHED, ZSCORE, Case, main_map
 
 _LESION, _HEALTHY = "#c2410c", "#1d4ed8"
 _LINES = ("#c2410c", "#ea9a3e", "#15803d", "#6b7280")
@@ -118,7 +118,7 @@ def _remarks(evaluation: Evaluation) -> Iterator[str]:
     )
     if evaluation.calibrated_dice is not None:
         yield (
-            f"* Dice of the map '{settings.anomaly_map}' at the bundle's own threshold, without "
+            f"* Dice of the map '{main_map(settings)}' at the bundle's own threshold, without "
             f"specks: {evaluation.calibrated_dice:.3f}."
         )
     for note in evaluation.notes:
@@ -174,8 +174,8 @@ def _new_figure(width: float, height: float) -> Any:
 
 def _drawn(evaluation: Evaluation) -> list[Figures]:
     """The main map, as it is and smoothed, and the baselines: few enough lines to tell apart."""
-    main = evaluation.settings.anomaly_map
-    wanted = (main, main + SMOOTHED, ZSCORE, INTENSITY)
+    kind = evaluation.settings.anomaly_map
+    wanted = (kind, kind + SMOOTHED, ZSCORE, INTENSITY)
     by_name = {figures.map: figures for figures in evaluation.figures}
     return [by_name[name] for name in wanted if name in by_name]
 
@@ -216,7 +216,7 @@ def _image_scores(evaluation: Evaluation) -> Any:
     left.set_title("Image scores: ROC")
     if left.get_legend_handles_labels()[0]:
         left.legend(title="AUROC", fontsize="small", loc="lower right")
-    main = evaluation.settings.anomaly_map
+    main = main_map(evaluation.settings)
     scores = np.array([case.scores[main] for case in evaluation.cases])
     edges = np.linspace(scores.min(), max(scores.max(), np.nextafter(scores.min(), np.inf)), 31)
     groups = ((sick, _LESION, "with lesion"), (~sick, _HEALTHY, "healthy"))
@@ -232,7 +232,7 @@ def _image_scores(evaluation: Evaluation) -> Any:
 
 def _contact_sheet(evaluation: Evaluation) -> Any:
     """Some cases, from the best to the worst found, and the healthy ones that look sickest."""
-    main = evaluation.settings.anomaly_map
+    main = main_map(evaluation.settings)
     best = next(figures for figures in evaluation.figures if figures.map == main)
     cases = _chosen_cases(evaluation, main)
     figure = _new_figure(10.4, 2.75 * len(cases))

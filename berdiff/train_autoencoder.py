@@ -28,6 +28,7 @@ class AutoencoderTraining:
     """
 
     name = "autoencoder"
+    built_on = ""
 
     def __init__(self, config: TrainingConfig, accelerator: Any) -> None:
         self.settings: AutoencoderStage = config.autoencoder

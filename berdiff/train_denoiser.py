@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class DenoiserTraining:
         self.forward_noise = model.forward_noise
         self.sampling = model.sampling
         self.last_timestep = self.settings.max_timestep or spec.num_timesteps - 1
+        digest = hashlib.sha256()
+        for tensor in autoencoder.state_dict().values():
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        self.built_on = digest.hexdigest()
         self.autoencoder = autoencoder.eval().requires_grad_(False).to(accelerator.device)
         network: nn.Module = _Logits(Denoiser(model.denoiser, spec.num_timesteps))
         optimizer = torch.optim.AdamW(

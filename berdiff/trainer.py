@@ -66,10 +66,13 @@ class Stage(Protocol):
         Folder name of the stage.
     network : Module
         The network whose moving average is the result.
+    built_on : str
+        SHA-256 of the weights of the earlier stage that this one depends on, or empty.
     """
 
     name: str
     network: nn.Module
+    built_on: str
 
     @property
     def settings(self) -> StageSettings:
@@ -264,7 +267,12 @@ class Trainer:
         for name in ("steps", "validate_every", "save_every"):
             if name != "steps" or self.stage.settings.final_learning_rate == 1:
                 del settings[name]
-        return {"images": self.images.digest, "seed": self.run.seed, "settings": settings}
+        return {
+            "images": self.images.digest,
+            "seed": self.run.seed,
+            "settings": settings,
+            "autoencoder": self.stage.built_on,
+        }
 
     def _save(self, step: int) -> None:
         if not self.accelerator.is_main_process:

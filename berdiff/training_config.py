@@ -165,6 +165,14 @@ class TrainingConfig:
             raise ValueError(
                 f"validation_fraction must lie in (0, 1), got {self.validation_fraction}"
             )
+        stage, shortest = self.autoencoder, min(self.model.preprocessing.size)
+        adversarial = stage.adversarial_weight > 0 and stage.adversarial_start <= stage.steps
+        if adversarial and (shortest < 24 or stage.discriminator_channels % 4):
+            raise ValueError(
+                "adversarial training needs images of at least 24 x 24 pixels and "
+                f"discriminator_channels divisible by 4, got {self.model.preprocessing.size} and "
+                f"{stage.discriminator_channels}; adversarial_weight=0 trains without it"
+            )
         limit, total = self.denoiser.max_timestep, self.model.schedule.num_timesteps
         if limit is not None and not 1 <= limit < total:
             raise ValueError(f"max_timestep must lie between 1 and {total - 1}, got {limit}")

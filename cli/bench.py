@@ -29,7 +29,7 @@ def bench(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1,
+            min=2,
             help="Reverse steps, spread over the noise level. Default: the bundle's, at most 20.",
         ),
     ] = None,

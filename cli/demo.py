@@ -24,6 +24,10 @@ def demo(
     lesions through it, and measures how well the lesions were found. The heads are drawn, not
     measured: the figures show what the software does, not what it is worth on real scans.
     """
+    from berdiff.runtime.errors import optional
+
+    for library, extra in (("torch", "export"), ("sklearn", "report"), ("onnxruntime", "cpu")):
+        optional(library, extra)
     from berdiff.checkpoint import shipped_checkpoint
     from berdiff.evaluation import evaluate
     from berdiff.evaluation_report import table, write_evaluation

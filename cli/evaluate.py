@@ -58,7 +58,7 @@ def evaluate(
     ] = 0,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Reverse steps, spread over the noise level. Default: bundle's."),
+        typer.Option(min=2, help="Reverse steps, spread over the noise level. Default: bundle's."),
     ] = None,
     noise_level: Annotated[
         int | None,

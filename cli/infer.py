@@ -28,7 +28,7 @@ def infer(
     ] = 0,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Reverse steps, spread over the noise level. Default: bundle's."),
+        typer.Option(min=2, help="Reverse steps, spread over the noise level. Default: bundle's."),
     ] = None,
     noise_level: Annotated[
         int | None,

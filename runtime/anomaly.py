@@ -75,6 +75,33 @@ def median_filter(maps: FloatArray) -> FloatArray:
     return np.stack([ndimage.median_filter(plane, size=MEDIAN_SIZE) for plane in maps])
 
 
+def smooth(planes: FloatArray, inside: BoolArray, sigma: float) -> FloatArray:
+    """Gaussian smoothing within the foreground: what lies outside does not bleed in.
+
+    Parameters
+    ----------
+    planes : ndarray of float32, shape (..., H, W)
+        Maps or images.
+    inside : ndarray of bool, shape (..., H, W)
+        Foreground.
+    sigma : float
+        Standard deviation in pixels; 0 leaves the values as they are.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., H, W)
+        0 outside the foreground.
+    """
+    kept = np.where(inside, planes, np.float32(0))
+    if sigma <= 0:
+        return kept
+    ndimage = optional("scipy.ndimage", "images")
+    sigmas = (0,) * (planes.ndim - 2) + (sigma, sigma)
+    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigmas, mode="constant")
+    blurred = ndimage.gaussian_filter(kept, sigmas, mode="constant")
+    return np.where(inside, blurred / np.maximum(weight, np.float32(1e-6)), np.float32(0))
+
+
 def flip_map(flips: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Bring flip probabilities of bits to image size.
 

@@ -122,6 +122,7 @@ def calibrate(
             noise_level=settings.noise_level,
             steps=settings.steps,
             flip_threshold=settings.flip_threshold,
+            smoothing=settings.smoothing,
         ),
         scans=len(paths),
         pixels=int(values.size),

@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .anomaly import anomaly_map, flip_map, image_score, otsu, segment
+from .anomaly import anomaly_map, flip_map, image_score, otsu, segment, smooth
 from .backends import Backend, open_backend
 from .bundle import Bundle
 from .errors import InputError
@@ -226,9 +226,11 @@ class Detector:
             unchanged = np.clip(decoded[1], 0, 1) if len(decoded) > 1 else None
             flips = flip_map(state.flips / np.float32(len(sampler.kept)), images.shape[2:])
             maps = anomaly_map(settings.anomaly_map, images, reconstruction, unchanged, flips)
+            inside = foreground(images)
+            if settings.smoothing:
+                maps = smooth(maps, inside, settings.smoothing * images.shape[2])
             for values in (maps, flips, reconstruction):
                 values[~sound] = np.nan
-            inside = foreground(images)
             calibrated = self.calibrated_threshold(settings)
             mask = np.stack([_mask(calibrated, *pair) for pair in zip(maps, inside, strict=True)])
             score = np.array([image_score(*pair) for pair in zip(maps, inside, strict=True)])

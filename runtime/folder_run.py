@@ -190,7 +190,7 @@ class _Run:
         relative = self._relative(path)
         threshold = job.threshold(self.plan.threshold)
         mask = job.segment(threshold[0])
-        outputs, full_scale = job.write(self.output, mask)
+        outputs, full_scale = job.write(self.output, mask, threshold[0])
         seconds = time.perf_counter() - start
         self.timings["write"] += seconds
         job.seconds += seconds

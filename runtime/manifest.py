@@ -47,6 +47,9 @@ class SamplingDefaults:
         How bits are made of bit probabilities: ``p > 0.5``, or a Bernoulli draw.
     anomaly_map : str
         Kind of the main anomaly map; see `berdiff.runtime.anomaly`.
+    smoothing : float
+        Standard deviation of a Gaussian that smooths the main map inside the foreground, as a
+        share of the height H of the model's grid; 0: none.
     """
 
     noise_level: int = 200
@@ -54,9 +57,12 @@ class SamplingDefaults:
     flip_threshold: float = 0.5
     code: CodeKind = "threshold"
     anomaly_map: AnomalyMapKind = "squared"
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse names that mean nothing; the loop checks the numbers."""
+        """Refuse names that mean nothing; the loop checks its own numbers."""
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing must lie in [0, 1], got {self.smoothing}")
         for name, known in (
             ("code", get_args(CodeKind)),
             ("anomaly_map", get_args(AnomalyMapKind)),
@@ -77,7 +83,7 @@ class Threshold:
         Pixels of the anomaly map above it belong to the mask.
     source : str
         Where it came from, for a reader.
-    anomaly_map, noise_level, steps, flip_threshold
+    anomaly_map, noise_level, steps, flip_threshold, smoothing
         The settings the healthy maps were made with.
     """
 
@@ -87,10 +93,11 @@ class Threshold:
     noise_level: int
     steps: int | None
     flip_threshold: float
+    smoothing: float = 0.0
 
     def mismatch(self, settings: SamplingDefaults) -> str | None:
         """Name the first setting in which `settings` differ from the calibration's, if any."""
-        for name in ("anomaly_map", "noise_level", "steps", "flip_threshold"):
+        for name in ("anomaly_map", "noise_level", "steps", "flip_threshold", "smoothing"):
             if getattr(self, name) != getattr(settings, name):
                 return name
         return None

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
-from berdiff import __version__
-
 from .detector import Detector
+from .environment import machine, software
 from .files import write_atomic
 from .results import RunSummary
 from .run_plan import RunPlan
 from .scans import other_files
-
-_LIBRARIES = ("numpy", "nibabel", "pillow", "scipy", "onnxruntime", "onnxruntime-gpu")
 
 
 def write_run_record(
@@ -54,12 +48,8 @@ def write_run_record(
     begin = datetime.fromtimestamp(started, timezone.utc)
     bundle, ignored = detector.bundle, other_files(source)
     record = {
-        "software": {"berdiff": __version__, "python": platform.python_version(), **_versions()},
-        "platform": {
-            "system": platform.platform(),
-            "machine": platform.machine(),
-            "processors": os.cpu_count(),
-        },
+        "software": software(),
+        "platform": machine(),
         "backend": detector.backend.name,
         "device": detector.backend.device,
         "engine": detector.backend.describe(),
@@ -97,13 +87,3 @@ def write_run_record(
         "ignored_files": [str(path) for path in ignored[:100]],
     }
     write_atomic(folder / "run.json", (json.dumps(record, indent=2) + "\n").encode("ascii"))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -147,7 +147,9 @@ class ScanJob:
             ]
         )
 
-    def write(self, folder: Path, mask: NDArray[np.bool_]) -> tuple[dict[str, str], float]:
+    def write(
+        self, folder: Path, mask: NDArray[np.bool_], threshold: float
+    ) -> tuple[dict[str, str], float]:
         """Write maps and overlay, each file whole or not at all.
 
         Returns
@@ -164,7 +166,7 @@ class ScanJob:
         grid.write_map(flips, self.flips)
         grid.write_mask(mask_file, mask)
         grid.write_images(reconstruction, self.reconstruction)
-        self._write_overlay(overlay, mask)
+        self._write_overlay(overlay, mask, threshold)
         return {name: sha256_file(folder / name) for name in files}, full_scale
 
     def result(
@@ -216,7 +218,7 @@ class ScanJob:
         """Position of the slice with the highest score; the first of equals."""
         return max(self.positions, key=lambda position: self.scores[position] or 0.0)
 
-    def _write_overlay(self, path: Path, mask: NDArray[np.bool_]) -> None:
+    def _write_overlay(self, path: Path, mask: NDArray[np.bool_], threshold: float) -> None:
         from .overlays import write_overlay
 
         worst = self._worst()
@@ -227,6 +229,8 @@ class ScanJob:
             self.anomaly[worst],
             mask[worst],
             self.reconstruction[worst].mean(axis=0),
+            # Scaled by the threshold, healthy scans look dark beside others of the run.
+            scale=2 * threshold,
         )
 
 

@@ -107,7 +107,11 @@ def _decode(content: bytes) -> NDArray[Any]:
     pillow = optional("PIL.Image", "images")
     with warnings.catch_warnings():
         warnings.simplefilter("error", pillow.DecompressionBombWarning)
-        with pillow.open(io.BytesIO(content), formats=_FORMATS) as image:
+        try:
+            opened = pillow.open(io.BytesIO(content), formats=_FORMATS)
+        except pillow.UnidentifiedImageError as error:
+            raise InputError("it is no PNG, JPEG or TIFF picture, or is cut off") from error
+        with opened as image:
             _check_header(image)
             image.load()
             return _pixels(image)

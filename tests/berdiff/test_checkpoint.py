@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -19,10 +20,12 @@ from berdiff.checkpoint import (
     load_checkpoint,
     load_config,
     save_checkpoint,
+    shipped_checkpoint,
 )
 from berdiff.config import ModelConfig
 from berdiff.runtime.errors import BerdiffError
 from berdiff.runtime.strict import to_json
+from berdiff.training_config import load_preset
 
 NAMES = [AUTOENCODER_NAME, CONFIG_NAME, DENOISER_NAME]
 
@@ -180,3 +183,19 @@ def test_weights_that_do_not_fit_are_refused(
     spoil(copy / name)
     with pytest.raises(BerdiffError, match=rf"{name} {message}"):
         load_checkpoint(copy)
+
+
+def test_the_shipped_checkpoint_is_small_and_of_its_preset() -> None:
+    folder = shipped_checkpoint("phantom")
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 4_000_000
+    config, autoencoder, denoiser = load_checkpoint(folder)
+    assert dataclasses.replace(config, provenance={}) == load_preset("phantom").model
+    assert "healthy images" in config.provenance["trained_on"]
+    # Trained: the last layers of both networks started out elsewhere (the denoiser's at zero).
+    assert all(float(p.abs().max()) > 0 for p in denoiser.out[-1].parameters())
+    assert autoencoder.encode(torch.zeros(1, 1, 64, 64)).shape == (1, 16, 16, 16)
+
+
+def test_there_is_no_other_shipped_checkpoint() -> None:
+    with pytest.raises(BerdiffError, match="phantom"):
+        shipped_checkpoint("../presets")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from berdiff.checkpoint import load_checkpoint
+from berdiff.autoencoder import BinaryAutoencoder
+from berdiff.checkpoint import load_checkpoint, save_weights
 from berdiff.config import AutoencoderConfig, DenoiserConfig, ModelConfig
 from berdiff.data import Batches, HealthyImages, augment
 from berdiff.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
@@ -171,6 +172,19 @@ def test_other_settings_are_refused_when_continuing(config, images, tmp_path) ->
     )
     with pytest.raises(BerdiffError, match="settings"):
         train_autoencoder(faster, images, settings(run, resume=True))
+
+
+def test_the_denoiser_goes_on_with_its_own_autoencoder_only(config, images, tmp_path) -> None:
+    """Codes of another autoencoder would be another training set."""
+    run = tmp_path / "run"
+    prepare_folder(run, config, resume=False)
+    train_autoencoder(config, images, settings(run))
+    with pytest.raises(_Killed):
+        train_denoiser(config, images, settings(run, progress=_kill_at("denoiser", 3)))
+    torch.manual_seed(1)
+    save_weights(run / "autoencoder.safetensors", BinaryAutoencoder(config.model.autoencoder))
+    with pytest.raises(BerdiffError, match="other autoencoder"):
+        train_denoiser(config, images, settings(run, resume=True))
 
 
 def test_the_denoiser_needs_an_autoencoder(config, images, tmp_path) -> None:

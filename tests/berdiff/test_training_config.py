@@ -194,3 +194,16 @@ def test_augmentations_that_mean_nothing_are_refused(change: str) -> None:
     name = change.partition("=")[0]
     with pytest.raises(BerdiffError, match=f"augmentation: {name} must"):
         load_preset("phantom", [f"augmentation.{change}"])
+
+
+@pytest.mark.parametrize(
+    "change", ["model.preprocessing.size=[16, 16]", "autoencoder.discriminator_channels=6"]
+)
+def test_adversarial_training_that_could_not_start_is_refused_at_once(
+    change: str, tmp_path: Path
+) -> None:
+    preset = written(tmp_path, LEAST)
+    start = "autoencoder.adversarial_start=10"
+    with pytest.raises(BerdiffError, match="24 x 24"):
+        load_preset(preset, [change, start])
+    load_preset(preset, [change, start, "autoencoder.adversarial_weight=0"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from berdiff.runtime.anomaly import image_score, otsu, segment
+from berdiff.runtime.anomaly import image_score, otsu, segment, smooth
 from berdiff.runtime.detector import Detection, Detector
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.manifest import SamplingDefaults, Threshold
@@ -149,6 +149,20 @@ def test_the_change_is_measured_from_the_decoded_code() -> None:
 # --- settings ------------------------------------------------------------------------------------
 
 
+def test_the_main_map_is_smoothed_inside_the_foreground() -> None:
+    detector, images = fake_detector(), pictures()
+    plain = detector.detect(images, range(5))
+    chosen = dataclasses.replace(detector.settings(), smoothing=0.1)
+    smoothed = detector.detect(images, range(5), settings=chosen)
+    inside = foreground(images)
+    expected = smooth(plain.anomaly_map, inside, 0.1 * images.shape[2])
+    np.testing.assert_array_equal(smoothed.anomaly_map, expected)
+    assert not np.allclose(expected[inside], plain.anomaly_map[inside])
+    np.testing.assert_array_equal(smoothed.flip_map, plain.flip_map)
+    with pytest.raises(ValueError, match="smoothing"):
+        dataclasses.replace(chosen, smoothing=-0.1)
+
+
 def test_settings_are_the_bundles_where_nothing_is_said() -> None:
     detector = fake_detector()
     assert detector.settings() == detector.bundle.manifest.sampling
@@ -224,6 +238,7 @@ def test_a_mismatch_is_named() -> None:
     assert calibrated.mismatch(SamplingDefaults(100, 10)) is None
     assert calibrated.mismatch(SamplingDefaults(100, None)) == "steps"
     assert calibrated.mismatch(SamplingDefaults(200, 10)) == "noise_level"
+    assert calibrated.mismatch(SamplingDefaults(100, 10, smoothing=0.02)) == "smoothing"
 
 
 def test_an_image_without_foreground_has_no_mask_and_score_0() -> None:
