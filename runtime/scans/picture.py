@@ -110,7 +110,9 @@ def _decode(content: bytes) -> NDArray[Any]:
         try:
             opened = pillow.open(io.BytesIO(content), formats=_FORMATS)
         except pillow.UnidentifiedImageError as error:
-            raise InputError("it is no PNG, JPEG or TIFF picture, or is cut off") from error
+            raise InputError(
+                "cannot read it as PNG, JPEG or TIFF: it is none, or it is cut off"
+            ) from error
         with opened as image:
             _check_header(image)
             image.load()

@@ -125,7 +125,7 @@ def test_changed_keys_names_what_was_added_and_lost() -> None:
         ("denoiser.learning_rate=0", "learning_rate must be positive"),
         ("denoiser.learning_rate=.nan", "expected float, got NaN"),
         ("denoiser.max_timestep=1000", "max_timestep must lie between 1 and 999, got 1000"),
-        ("denoiser.max_timestep=298", "untrained at steps up to 299, .* at noise_level 300"),
+        ("denoiser.max_timestep=198", "untrained at steps up to 199, .* at noise_level 200"),
         ("validation_fraction=1", r"validation_fraction must lie in \(0, 1\), got 1"),
         ("model.sampling.noise_level=1000", "noise level must lie between 1 and 999"),
         ("model.autoencoder.in_channels=4", "takes 4 channels, the preprocessing makes 1"),
