@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Backend, BatchSize, Device, FlipThreshold, NoiseLevel, Seed, Steps, Threads
+
 
 class MapKind(str, Enum):
     """Kinds of anomaly map."""
@@ -50,34 +52,14 @@ def evaluate(
             help="Share of healthy pixels above the threshold of the fairly chosen Dice.",
         ),
     ] = 0.01,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Slices at a time; changes no result.")
-    ] = 8,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same maps.")
-    ] = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=2, help="Reverse steps, spread over the noise level. Default: bundle's."),
-    ] = None,
-    noise_level: Annotated[
-        int | None,
-        typer.Option("--noise-level", min=1, help="Step to noise to. Default: bundle's."),
-    ] = None,
-    flip_threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--flip-threshold",
-            min=0,
-            max=1,
-            help="Flip probability that releases a bit. Default: bundle's.",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", "-d", help="Device to run on.")] = "cpu",
-    backend: Annotated[str, typer.Option(help="Engine backend.")] = "onnxruntime",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: one per physical core.")
-    ] = None,
+    batch_size: BatchSize = 8,
+    seed: Seed = 0,
+    steps: Steps = None,
+    noise_level: NoiseLevel = None,
+    flip_threshold: FlipThreshold = None,
+    device: Device = "cpu",
+    backend: Backend = "onnxruntime",
+    threads: Threads = None,
 ) -> None:
     """Measure how well a detector finds what masks show.
 
