@@ -28,6 +28,7 @@ DEV_READY := $(VENV)/.ready-dev
 .DEFAULT_GOAL := test
 
 demo: $(DEMO_READY)
+	rm -rf berdiff-demo
 	$(BIN)/berdiff demo $(ARGS)
 
 # The recipe of berdiff/pretrained/phantom.
@@ -79,4 +80,4 @@ docs: build/installed
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site berdiff.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) berdiff-demo build dist site berdiff.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
