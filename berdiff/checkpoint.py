@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import nn
 
 from berdiff.runtime.errors import BerdiffError, optional
 from berdiff.runtime.files import atomic_folder, sha256_file
-from berdiff.runtime.strict import from_json, to_json
+from berdiff.runtime.strict import read_json, to_json
 
 from .autoencoder import BinaryAutoencoder
 from .config import ModelConfig
@@ -92,11 +91,7 @@ def load_config(folder: Path) -> ModelConfig:
             f"{folder} is not a checkpoint: it has no {CONFIG_NAME}. "
             "Make one with: berdiff train, or berdiff import"
         )
-    try:
-        content = json.loads(source.read_text())
-    except ValueError as error:
-        raise BerdiffError(f"{source} is not valid JSON: {error}") from error
-    return from_json(ModelConfig, content, str(source))
+    return read_json(ModelConfig, source)
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:

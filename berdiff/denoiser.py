@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .autoencoder import Upsample
 from .config import NORM_GROUPS, DenoiserConfig
 
 
@@ -107,18 +107,6 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, C, h, w]`` to ``[N, C, h/2, w/2]``."""
         return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Double the code by nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, C, h, w]`` to ``[N, C, 2h, 2w]``."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Denoiser(nn.Module):

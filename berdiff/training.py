@@ -7,7 +7,6 @@ pictures), ``autoencoder.safetensors`` after the first stage and ``checkpoint/``
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from berdiff.runtime.errors import BerdiffError
 from berdiff.runtime.files import atomic_file, write_atomic
-from berdiff.runtime.strict import from_json, to_json
+from berdiff.runtime.strict import read_json, to_json
 
 from .autoencoder import BinaryAutoencoder
 from .checkpoint import AUTOENCODER_NAME, load_weights, save_checkpoint, save_weights
@@ -47,11 +46,7 @@ def prepare_folder(folder: Path, config: TrainingConfig, *, resume: bool) -> Non
                 f"{folder} holds a training run already; continue it with --continue, "
                 "or choose another folder"
             )
-        try:
-            content = json.loads(source.read_text())
-        except ValueError as error:
-            raise BerdiffError(f"{source} is not valid JSON: {error}") from error
-        old = from_json(TrainingConfig, content, str(source))
+        old = read_json(TrainingConfig, source)
         # Each stage compares its own settings with those of the state it continues from.
         changed = [
             key for key in changed_keys(old, config) if key.startswith(("model.", "augmentation."))

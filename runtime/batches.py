@@ -1,4 +1,4 @@
-"""Scans through a detector for what is measured over many of them, without writing results."""
+"""Slices of many scans through a detector, in batches that reach across scans."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from .scan_job import ScanJob
 
 Progress = Callable[[int, int, int], None]
 
+# A scan and which of its images.
+Slice = tuple[ScanJob, int]
+
 
 def read_job(path: Path, name: str, preprocessing: Preprocessing) -> ScanJob:
     """Read a scan that must be usable; an error names the file.
@@ -29,6 +32,24 @@ def read_job(path: Path, name: str, preprocessing: Preprocessing) -> ScanJob:
         return ScanJob.read(path, name, preprocessing)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def in_batches(slices: Iterator[Slice], size: int) -> Iterator[list[Slice]]:
+    """Group slices as they come, `size` at a time; the last group may be smaller."""
+    while batch := list(itertools.islice(slices, size)):
+        yield batch
+
+
+def detect_batch(
+    detector: Detector, batch: list[Slice], settings: SamplingDefaults, seed: int
+) -> Detection:
+    """Detect slices of any scans together; each draws the noise of its own identity."""
+    return detector.detect(
+        np.stack([job.images[number] for job, number in batch]),
+        np.array([job.image_id(number) for job, number in batch], dtype=np.uint64),
+        seed=seed,
+        settings=settings,
+    )
 
 
 def detect_slices(
@@ -74,13 +95,8 @@ def detect_slices(
     if batch_size < 1:
         raise InputError(f"batch size must be 1 or more, got {batch_size}")
     slices = ((job, number) for job in jobs for number in range(len(job.images)))
-    while batch := list(itertools.islice(slices, batch_size)):
-        detection = detector.detect(
-            np.stack([job.images[number] for job, number in batch]),
-            np.array([job.image_id(number) for job, number in batch], dtype=np.uint64),
-            seed=seed,
-            settings=settings,
-        )
+    for batch in in_batches(slices, batch_size):
+        detection = detect_batch(detector, batch, settings, seed)
         for item, (job, number) in enumerate(batch):
             job.accept(number, detection, item)
             if job.trouble:

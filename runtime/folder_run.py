@@ -12,16 +12,14 @@ Layout of an output folder::
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
+from .batches import Progress, Slice, detect_batch, in_batches
 from .detector import Detector
 from .errors import BerdiffError, InputError
 from .files import sha256_file
@@ -35,8 +33,6 @@ from .scans import find_scans, result_suffix, scan_names
 RESULT_FILES = ("results.csv", "slices.csv", "run.json", "report.html")
 
 _LONGEST_NAME = 240  # bytes; file systems allow 255, and temporary names need a few
-
-Progress = Callable[[int, int, int], None]
 
 
 def run_folder(
@@ -113,7 +109,7 @@ class _Run:
 
     def execute(self) -> RunSummary:
         started = time.time()
-        for batch in _batches(self._slices(), self.plan.options.batch_size):
+        for batch in in_batches(self._slices(), self.plan.options.batch_size):
             self._detect(batch)
             self._report()
         summary = RunSummary(
@@ -126,7 +122,7 @@ class _Run:
             self._write_summary(summary, started)
         return summary
 
-    def _slices(self) -> Iterator[tuple[ScanJob, int]]:
+    def _slices(self) -> Iterator[Slice]:
         """Every slice to process, scan after scan; unusable scans are recorded and left out."""
         for path in self.paths:
             record = self._finished(path)
@@ -162,15 +158,10 @@ class _Run:
         self.timings["read"] += job.seconds
         return job
 
-    def _detect(self, batch: list[tuple[ScanJob, int]]) -> None:
+    def _detect(self, batch: list[Slice]) -> None:
         """Process a batch, and finish every scan whose last slice was in it."""
         start = time.perf_counter()
-        detection = self.detector.detect(
-            np.stack([job.images[number] for job, number in batch]),
-            np.array([job.image_id(number) for job, number in batch], dtype=np.uint64),
-            seed=self.plan.options.seed,
-            settings=self.plan.settings,
-        )
+        detection = detect_batch(self.detector, batch, self.plan.settings, self.plan.options.seed)
         seconds = time.perf_counter() - start
         for stage, spent in detection.timings.items():
             self.timings[stage] += spent
@@ -264,13 +255,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"cannot write to {folder}: {error.strerror or error}; what is finished is kept, and "
             "the same command with --continue goes on from there"
         ) from error
-
-
-def _batches(
-    slices: Iterator[tuple[ScanJob, int]], size: int
-) -> Iterator[list[tuple[ScanJob, int]]]:
-    while batch := list(itertools.islice(slices, size)):
-        yield batch
 
 
 def _digest(path: Path) -> str:

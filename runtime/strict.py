@@ -8,6 +8,7 @@ import json
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import BerdiffError
@@ -58,6 +59,21 @@ def from_json(cls: type[T], data: Any, where: str) -> T:
         return cls(**values)
     except (ValueError, TypeError) as error:
         raise BerdiffError(f"{where}: {error}") from error
+
+
+def read_json(cls: type[T], path: Path) -> T:
+    """Read a JSON file into a dataclass; see `from_json`.
+
+    Raises
+    ------
+    BerdiffError
+        If the file is no JSON, or a key does not fit; names file and key.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise BerdiffError(f"{path} is not valid JSON: {error}") from error
+    return from_json(cls, content, str(path))
 
 
 def to_json(value: Any) -> str:
