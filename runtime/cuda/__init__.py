@@ -1,0 +1,1 @@
+"""The sampling loop on an NVIDIA GPU: kernels, buffers, graphs."""
