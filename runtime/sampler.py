@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,29 @@ class State:
     mask: NDArray[np.bool_]
     flips: FloatArray
     remaining: int
+
+
+class Coefficients(NamedTuple):
+    """Factors of one reverse step's posterior, rounded to float32 once.
+
+    Attributes
+    ----------
+    alpha, alpha_rest : float32
+        1 - beta of the step, and (1 - alpha) / 2.
+    abar, abar_rest : float32
+        Cumulative alpha of the step before, and (1 - abar) / 2.
+    """
+
+    alpha: np.float32
+    alpha_rest: np.float32
+    abar: np.float32
+    abar_rest: np.float32
+
+    @classmethod
+    def of(cls, alpha: float, abar: float) -> Coefficients:
+        """Round; the differences are taken in float64."""
+        values = alpha, (1 - alpha) / 2, abar, (1 - abar) / 2
+        return cls(*map(np.float32, values))
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,26 @@ class Sampler:
         count = self.noise_level if self.steps is None else self.steps
         object.__setattr__(self, "kept", tuple(spread(count, self.noise_level)))
 
+    def forward(self) -> tuple[int, np.float32, np.float32]:
+        """Return the step noised to, and keep and floor of q(z_L = 1 | z) = keep z + floor."""
+        abar = self.schedule.abar[self.noise_level]
+        floor = 0 if self.forward_noise == "upstream" else (1 - abar) / 2
+        timestep = int(self.schedule.timesteps[self.noise_level])
+        return timestep, np.float32(abar), np.float32(floor)
+
+    def reverse(self, index: int) -> tuple[int, Coefficients | None]:
+        """Return timestep and posterior of the reverse step before which `index` others remain.
+
+        The last step, index 0, has no posterior: nothing is drawn.
+        """
+        step = self.kept[index]
+        timestep = int(self.schedule.timesteps[step])
+        if index == 0:
+            return timestep, None
+        previous = self.kept[index - 1]
+        alpha = self.schedule.alpha_between(step, previous)
+        return timestep, Coefficients.of(alpha, float(self.schedule.abar[previous]))
+
     def init(self, z_org: FloatArray, noise: Noise) -> State:
         """Noise the code to step L: z ~ q(z_L | z_org).
 
@@ -103,13 +146,11 @@ class Sampler:
             ``noise(timestep, shape)`` returns float32 uniforms in [0, 1).
         """
         z_org = np.asarray(z_org, np.float32)
-        abar = self.schedule.abar[self.noise_level]
-        keep, floor = np.float32(abar), np.float32((1 - abar) / 2)
-        probability = keep * z_org if self.forward_noise == "upstream" else keep * z_org + floor
-        uniforms = noise(int(self.schedule.timesteps[self.noise_level]), z_org.shape)
+        timestep, keep, floor = self.forward()
+        z = noise(timestep, z_org.shape) < keep * z_org + floor
         return State(
             z_org=z_org,
-            z=(uniforms < probability).astype(np.float32),
+            z=z.astype(np.float32),
             mask=np.zeros(z_org.shape, np.bool_),
             flips=np.zeros(z_org.shape, np.float32),
             remaining=len(self.kept),
@@ -130,25 +171,18 @@ class Sampler:
         if state.remaining < 1:
             raise ValueError("the loop has ended: no step remains")
         index = state.remaining - 1
-        step = self.kept[index]
-        timestep = int(self.schedule.timesteps[step])
+        timestep, coefficients = self.reverse(index)
 
         eps = flip_probability(state.z, timestep)
         z0 = np.abs(state.z - eps)  # what the denoiser takes for the healthy code
         flips = state.flips + np.abs(z0 - state.z_org)
-        if index == 0:
+        if coefficients is None:
             return State(state.z_org, z0, state.mask, flips, 0)
 
         # What nobody wants to flip stays as it was: anatomy is kept.
         mask = state.mask | (eps > np.float32(self.flip_threshold))
         z0 = np.where(mask, z0, state.z_org)
-        previous = self.kept[index - 1]
-        probability = posterior(
-            state.z,
-            z0,
-            alpha=self.schedule.alpha_between(step, previous),
-            abar_previous=float(self.schedule.abar[previous]),
-        )
+        probability = posterior(state.z, z0, coefficients)
         z = (noise(timestep, z0.shape) < probability).astype(np.float32)
         return State(state.z_org, z, mask, flips, index)
 
@@ -160,7 +194,7 @@ class Sampler:
         return state
 
 
-def posterior(z: FloatArray, z0: FloatArray, alpha: float, abar_previous: float) -> FloatArray:
+def posterior(z: FloatArray, z0: FloatArray, coefficients: Coefficients) -> FloatArray:
     """Probability that the previous bit is 1: q(z_{t-1} = 1 | z_t, z_0) for a soft z_0.
 
     Wang et al. 2023, eq. 8, extended to z_0 in [0, 1].
@@ -171,13 +205,10 @@ def posterior(z: FloatArray, z0: FloatArray, alpha: float, abar_previous: float)
         Current bits z_t, 0 or 1.
     z0 : ndarray of float32
         Predicted clean bits, in [0, 1].
-    alpha : float
-        1 - beta of this step.
-    abar_previous : float
-        Cumulative alpha of the previous step.
+    coefficients : Coefficients
+        Of the step.
     """
-    a, a_rest = np.float32(alpha), np.float32((1 - alpha) / 2)
-    b, b_rest = np.float32(abar_previous), np.float32((1 - abar_previous) / 2)
+    a, a_rest, b, b_rest = coefficients
     one = (a * z + a_rest) * (b * z0 + b_rest)
     zero = (a * (_ONE - z) + a_rest) * (b * (_ONE - z0) + b_rest)
     return one / (one + zero)

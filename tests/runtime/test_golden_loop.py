@@ -11,7 +11,7 @@ import pytest
 from make_golden import DENOISER, LOOPS
 
 from berdiff.runtime.philox import CODE_STEP, PhiloxNoise, philox4x32
-from berdiff.runtime.sampler import FlipProbability, Sampler, posterior
+from berdiff.runtime.sampler import Coefficients, FlipProbability, Sampler, posterior
 from berdiff.runtime.schedule import Schedule
 
 FINAL_TOLERANCE = 1e-5
@@ -67,8 +67,7 @@ def test_posterior(golden: dict[str, Any]) -> None:
         mean = posterior(
             golden["zt"][i].astype(np.float32),
             golden["soft_z0"][i],
-            alpha=schedule.alpha_between(t, t - 1),
-            abar_previous=float(schedule.abar[t - 1]),
+            Coefficients.of(schedule.alpha_between(t, t - 1), float(schedule.abar[t - 1])),
         )
         assert mean.dtype == np.float32
         np.testing.assert_allclose(mean, golden["posterior"][i], rtol=0, atol=1e-6)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from berdiff.runtime.philox import PhiloxNoise
-from berdiff.runtime.sampler import Sampler, State, posterior
+from berdiff.runtime.sampler import Coefficients, Sampler, State, posterior
 from berdiff.runtime.schedule import Schedule
 
 FloatArray = NDArray[np.float32]
@@ -139,12 +139,8 @@ def test_with_threshold_1_nothing_is_released(forward: str, steps: int) -> None:
     noise = PhiloxNoise(11, IDS)
     for before, after in itertools.pairwise(states[:-1]):
         step, previous = (sampler.kept[s.remaining - 1] for s in (before, after))
-        probability = posterior(
-            before.z,
-            z_org,
-            alpha=SCHEDULE.alpha_between(step, previous),
-            abar_previous=float(SCHEDULE.abar[previous]),
-        )
+        alpha, abar = SCHEDULE.alpha_between(step, previous), float(SCHEDULE.abar[previous])
+        probability = posterior(before.z, z_org, Coefficients.of(alpha, abar))
         np.testing.assert_array_equal(after.z, noise(step, z_org.shape) < probability)
     # The last step is not masked, as upstream's: here it flips every bit.
     np.testing.assert_array_equal(states[-1].z, 1 - states[-2].z)
@@ -206,13 +202,12 @@ def test_the_posterior_is_a_probability_and_follows_both_codes(
     data: st.DataObject, z: float, z0: float, step: int
 ) -> None:
     previous = data.draw(st.integers(0, step - 1))
-    settings_ = {
-        "alpha": SCHEDULE.alpha_between(step, previous),
-        "abar_previous": float(SCHEDULE.abar[previous]),
-    }
+    coefficients = Coefficients.of(
+        SCHEDULE.alpha_between(step, previous), float(SCHEDULE.abar[previous])
+    )
 
     def at(z: float, z0: float) -> float:
-        return float(posterior(np.float32([z]), np.float32([z0]), **settings_)[0])
+        return float(posterior(np.float32([z]), np.float32([z0]), coefficients)[0])
 
     assert 0 <= at(z, z0) <= 1
     assert at(1, z0) >= at(0, z0)
