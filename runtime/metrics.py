@@ -80,7 +80,15 @@ def best_dice(scores: Scores, labels: Labels) -> tuple[float, float] | None:
 def average_precision_interval(
     scores: Sequence[Scores], labels: Sequence[Labels], seed: int = 0
 ) -> Interval | None:
-    """95 % interval of the pooled average precision, by resampling images (bootstrap).
+    """95 % interval of the pooled average precision; see `resampled_average_precision`."""
+    figures = resampled_average_precision(scores, labels, seed)
+    return None if figures is None else percentile_interval(figures)
+
+
+def resampled_average_precision(
+    scores: Sequence[Scores], labels: Sequence[Labels], seed: int = 0
+) -> NDArray[np.float64] | None:
+    """Pooled average precision of 1000 resamplings of the images (bootstrap).
 
     Pixels of an image are not independent, so whole images are drawn with replacement. Scores are
     binned by rank into 1024 bins, which changes the figure by less than the interval's width.
@@ -90,11 +98,12 @@ def average_precision_interval(
     scores, labels : sequence of ndarray, each of shape (n_i,)
         One pair per image.
     seed : int
-        Of the resampling.
+        Of the resampling. With the same seed and number of images, the same images are drawn: the
+        difference between two results is a paired one.
 
     Returns
     -------
-    (float, float) or None
+    ndarray of float64, shape (1000,), or None
         None for fewer than two images, or without positives or negatives.
     """
     if len(scores) < 2 or not _has_both(np.concatenate(labels)):
@@ -112,14 +121,20 @@ def average_precision_interval(
     found = np.diff(hits, axis=1, prepend=0)
     precision = hits / np.maximum(hits + misses, 1)
     with np.errstate(invalid="ignore"):
-        figures = (precision * found).sum(axis=1) / hits[:, -1]
-    return _interval(figures)
+        return np.asarray((precision * found).sum(axis=1) / hits[:, -1])
 
 
 def auroc_interval(scores: Scores, labels: Labels, seed: int = 0) -> Interval | None:
-    """95 % interval of the AUROC of images, resampling each class (bootstrap).
+    """95 % interval of the AUROC of images; see `resampled_auroc`."""
+    figures = resampled_auroc(scores, labels, seed)
+    return None if figures is None else percentile_interval(figures)
 
-    None where a class has fewer than two images.
+
+def resampled_auroc(scores: Scores, labels: Labels, seed: int = 0) -> NDArray[np.float64] | None:
+    """AUROC of 1000 resamplings of the images of each class (bootstrap), ``[1000]``.
+
+    As `resampled_average_precision`, results of one seed are paired. None where a class has fewer
+    than two images.
     """
     positive, negative = scores[labels], scores[~labels]
     if min(len(positive), len(negative)) < 2:
@@ -128,7 +143,13 @@ def auroc_interval(scores: Scores, labels: Labels, seed: int = 0) -> Interval | 
     wins = above + 0.5 * (positive[:, None] == negative[None])
     chosen = _resampled(len(positive), seed), _resampled(len(negative), seed + 1)
     figures = np.einsum("bi,ij,bj->b", chosen[0], wins, chosen[1], optimize=True)
-    return _interval(figures / wins.size)
+    return np.asarray(figures / wins.size)
+
+
+def percentile_interval(figures: NDArray[np.float64]) -> Interval:
+    """95 % interval of resampled figures, or of differences between them."""
+    low, high = np.nanpercentile(figures, _COVERAGE)
+    return float(low), float(high)
 
 
 def _has_both(labels: Labels) -> bool:
@@ -139,11 +160,6 @@ def _resampled(count: int, seed: int) -> NDArray[np.float64]:
     """How often each of `count` images is drawn, ``[resamplings, count]``."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLINGS).astype(float)
-
-
-def _interval(figures: NDArray[np.float64]) -> Interval:
-    low, high = np.nanpercentile(figures, _COVERAGE)
-    return float(low), float(high)
 
 
 def _metrics() -> Any:

@@ -83,3 +83,19 @@ def test_interval_of_auroc_holds_the_figure_and_shrinks_with_images() -> None:
     assert many[0] < (metrics.auroc(scores, labels) or 0) < many[1]
     assert many[1] - many[0] < few[1] - few[0]
     assert metrics.auroc_interval(np.array([1.0, 2, 3]), np.array([True, False, False])) is None
+
+
+def test_results_of_one_seed_are_paired() -> None:
+    """The same images are drawn: scores of the same order differ in no resampling."""
+    scores, labels = _images(20, 1.5)
+    first = metrics.resampled_average_precision(scores, labels)
+    again = metrics.resampled_average_precision([2 * values for values in scores], labels)
+    np.testing.assert_array_equal(first, again)
+    means, sick = np.array([values.mean() for values in scores]), np.arange(20) % 3 == 0
+    np.testing.assert_array_equal(
+        metrics.resampled_auroc(means, sick), metrics.resampled_auroc(2 * means, sick)
+    )
+    worse = metrics.resampled_average_precision(_images(20, 0.5)[0], labels)
+    assert first is not None
+    assert worse is not None
+    assert metrics.percentile_interval(first - worse)[0] > 0
