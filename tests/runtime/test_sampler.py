@@ -212,7 +212,8 @@ def test_the_posterior_is_a_probability_and_follows_both_codes(
     assert 0 <= at(z, z0) <= 1
     assert at(1, z0) >= at(0, z0)
     assert at(z, 1) >= at(z, 0)
-    assert at(z, z0) + at(1 - z, 1 - z0) == pytest.approx(1, abs=1e-6)  # 0 and 1 are alike
+    # 0 and 1 are alike, as far as 1 - z0 can be told in float32 beside the smallest floor, 5e-5.
+    assert at(z, z0) + at(1 - z, 1 - z0) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_step_leaves_its_state_alone() -> None:
