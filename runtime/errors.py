@@ -29,10 +29,10 @@ class PartialFailure(BerdiffError):
 class MissingDependency(BerdiffError):
     """An optional library is needed and not installed."""
 
-    def __init__(self, module: str, extra: str) -> None:
+    def __init__(self, module: str, extra: str, hint: str = "") -> None:
         super().__init__(
             f"this needs the Python package '{module}', which is not installed; "
-            f"install it with: pip install 'berdiff[{extra}]'"
+            f"install it with: pip install 'berdiff[{extra}]'" + (f". {hint}" if hint else "")
         )
 
 
