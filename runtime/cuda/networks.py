@@ -28,7 +28,10 @@ class DeviceNetworks(Protocol):
     capturable: bool
 
     def device_bytes(self, batch: int) -> int:
-        """Device memory the library needs for a batch, weights included, by its own figures."""
+        """Device memory the library needs for a batch, weights included, by its own figures.
+
+        For batch 0, what it holds as soon as it is open.
+        """
         ...
 
     def prepare(self, batch: int) -> None:
