@@ -24,7 +24,7 @@ def anomaly_map(
     images: FloatArray,
     reconstruction: FloatArray,
     unchanged: FloatArray | None,
-    flips: FloatArray,
+    flips: FloatArray | None,
 ) -> FloatArray:
     """Combine what the loop gives into one map per image, smoothed by a 5x5 median.
 
@@ -44,8 +44,8 @@ def anomaly_map(
         The healthy counterpart, in [0, 1].
     unchanged : ndarray, shape (N, C, H, W), or None
         Decoded from the image's own code; needed by "change" only.
-    flips : ndarray, shape (N, H, W)
-        The flip map on the same grid.
+    flips : ndarray, shape (N, H, W), or None
+        The flip map on the same grid; needed by "flips" only.
 
     Returns
     -------
@@ -53,6 +53,8 @@ def anomaly_map(
         At least 0; larger is more anomalous.
     """
     if kind == "flips":
+        if flips is None:
+            raise ValueError("the map 'flips' needs the flip map")
         return median_filter(flips)
     if kind == "change":
         if unchanged is None:
@@ -102,26 +104,30 @@ def smooth(planes: FloatArray, inside: BoolArray, sigma: float) -> FloatArray:
     return np.where(inside, blurred / np.maximum(weight, np.float32(1e-6)), np.float32(0))
 
 
+def flip_mean(flips: FloatArray) -> FloatArray:
+    """Mean over the K bits of each position, ``[N, K, h, w] -> [N, h, w]``."""
+    return flips.mean(axis=1, dtype=np.float32)
+
+
 def flip_map(flips: FloatArray, size: tuple[int, int]) -> FloatArray:
-    """Bring flip probabilities of bits to image size.
+    """Bring flip probabilities of code positions to image size, bilinear in between.
 
     Parameters
     ----------
-    flips : ndarray of float32, shape (N, K, h, w)
-        Mean over the steps of the probability that the healthy bit differs from the image's.
+    flips : ndarray of float32, shape (N, h, w)
+        Mean over steps and bits of the probability that the healthy bit differs.
     size : tuple of int
         (H, W), multiples of (h, w).
 
     Returns
     -------
     ndarray of float32, shape (N, H, W)
-        Mean over the K bits, bilinear in between; in [0, 1].
+        In [0, 1].
     """
     ndimage = optional("scipy.ndimage", "images")
-    mean = flips.mean(axis=1, dtype=np.float32)
-    factors = size[0] / mean.shape[1], size[1] / mean.shape[2]
+    factors = size[0] / flips.shape[1], size[1] / flips.shape[2]
     return np.stack(
-        [ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True) for plane in mean]
+        [ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True) for plane in flips]
     )
 
 

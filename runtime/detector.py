@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +9,15 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .anomaly import anomaly_map, flip_map, image_score, otsu, segment, smooth
+from .anomaly import flip_map, image_score, median_filter, otsu, segment, smooth
 from .backends import Backend, open_backend
 from .bundle import Bundle
 from .errors import InputError
 from .manifest import AnomalyMapKind, SamplingDefaults
-from .philox import CODE_STEP, PhiloxNoise
+from .philox import PhiloxNoise
 from .preprocessing import foreground
 from .sampler import Sampler
+from .walk import timed, walk
 
 FloatArray = NDArray[np.float32]
 
@@ -207,34 +205,19 @@ class Detector:
         if len(noise.image_ids) != len(images):
             raise InputError(f"got {len(images)} images and {len(noise.image_ids)} ids")
         sampler = self.sampler(settings)
-        timings: dict[str, float] = {}
-
-        with _timed(timings, "encode"):
-            probability = self.backend.encode(images)
-            half = np.float32(0.5)
-            uniforms = noise(CODE_STEP, probability.shape) if settings.code == "sample" else half
-            z_org = (uniforms < probability).astype(np.float32)
-        with _timed(timings, "loop"):
-            state = sampler.run(z_org, self.backend.flip_probability, noise)
-        with _timed(timings, "decode"):
-            decoded = [self.backend.decode(state.z)]
-            if settings.anomaly_map == "change":
-                decoded.append(self.backend.decode(z_org))
-        with _timed(timings, "maps"):
-            sound = _all_finite(probability, state.flips, *decoded)
-            reconstruction = np.clip(decoded[0], 0, 1)
-            unchanged = np.clip(decoded[1], 0, 1) if len(decoded) > 1 else None
-            flips = flip_map(state.flips / np.float32(len(sampler.kept)), images.shape[2:])
-            maps = anomaly_map(settings.anomaly_map, images, reconstruction, unchanged, flips)
+        walked = walk(self.backend, images, noise, sampler, settings)
+        with timed(walked.timings, "maps"):
+            flips = flip_map(walked.flips, images.shape[2:])
+            maps = walked.anomaly_map if walked.anomaly_map is not None else median_filter(flips)
             inside = foreground(images)
             if settings.smoothing:
                 maps = smooth(maps, inside, settings.smoothing * images.shape[2])
-            for values in (maps, flips, reconstruction):
-                values[~sound] = np.nan
+            for values in (maps, flips, walked.reconstruction):
+                values[~walked.sound] = np.nan
             calibrated = self.calibrated_threshold(settings)
             mask = np.stack([_mask(calibrated, *pair) for pair in zip(maps, inside, strict=True)])
             score = np.array([image_score(*pair) for pair in zip(maps, inside, strict=True)])
-        return Detection(maps, flips, reconstruction, mask, score, timings)
+        return Detection(maps, flips, walked.reconstruction, mask, score, walked.timings)
 
     def calibrated_threshold(self, settings: SamplingDefaults) -> float | None:
         """Return the bundle's threshold if it was calibrated for these settings, else None."""
@@ -261,14 +244,6 @@ class Detector:
         return images
 
 
-def _all_finite(*answers: FloatArray) -> NDArray[np.bool_]:
-    """Which images every network answered with numbers for.
-
-    Thresholds and clipping would make plausible codes and images of NaN and infinity.
-    """
-    return np.all([np.isfinite(values).all(axis=(1, 2, 3)) for values in answers], axis=0)
-
-
 def _mask(
     threshold: float | None, anomaly: FloatArray, inside: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
@@ -276,10 +251,3 @@ def _mask(
     if not np.isfinite(anomaly).all() or not inside.any():
         return np.zeros(anomaly.shape, np.bool_)
     return segment(anomaly, otsu(anomaly[inside]) if threshold is None else threshold, inside)
-
-
-@contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[name] = time.perf_counter() - start

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from berdiff.runtime.anomaly import (
     anomaly_map,
     flip_map,
+    flip_mean,
     image_score,
     median_filter,
     otsu,
@@ -58,6 +59,8 @@ def test_every_kind_of_map_by_hand(kind: Any, expected: float) -> None:
 def test_the_change_needs_the_decoded_code() -> None:
     with pytest.raises(ValueError, match="needs the decoded original code"):
         anomaly_map("change", flat(0.5), flat(0.2), None, flat(0.1)[:, 0])
+    with pytest.raises(ValueError, match="needs the flip map"):
+        anomaly_map("flips", flat(0.5), flat(0.2), None, None)
 
 
 def test_an_unknown_kind_is_not_taken_for_another() -> None:
@@ -87,7 +90,7 @@ def test_the_median_is_that_of_five_by_five(maps: FloatArray) -> None:
 )
 def test_the_flip_map_keeps_mean_and_range(flips: FloatArray, factors: tuple[int, int]) -> None:
     size = flips.shape[2] * factors[0], flips.shape[3] * factors[1]
-    made = flip_map(flips, size)
+    made = flip_map(flip_mean(flips), size)
     assert made.shape == (len(flips), *size)
     assert made.dtype == np.float32
     np.testing.assert_allclose(made.mean(axis=(1, 2)), flips.mean(axis=(1, 2, 3)), atol=1e-5)
@@ -107,7 +110,7 @@ def test_a_code_position_lights_up_its_own_pixels(
 ) -> None:
     flips = np.zeros((2, 3, 6, 5), np.float32)
     flips[1, bit, row, column] = 0.9
-    made = flip_map(flips, (6 * factor, 5 * factor))
+    made = flip_map(flip_mean(flips), (6 * factor, 5 * factor))
     assert not made[0].any()
     block = (slice(row * factor, (row + 1) * factor), slice(column * factor, (column + 1) * factor))
     inside, brightest = made[1][block], made[1].max()
