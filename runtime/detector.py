@@ -26,6 +26,9 @@ FloatArray = NDArray[np.float32]
 class Detection:
     """Result for a batch of images, on the model's grid.
 
+    An image without foreground, that is, of zeros, is not looked at: its maps, reconstruction and
+    score are 0 and its mask is empty.
+
     Attributes
     ----------
     anomaly_map : ndarray of float32, shape (N, H, W)
@@ -41,7 +44,8 @@ class Detection:
     score : ndarray of float64, shape (N,)
         Mean of the highest 1 % of the anomaly map inside the foreground.
     timings : dict of str to float
-        Seconds spent in "encode", "loop", "decode" and "maps", for the whole batch.
+        Seconds spent in "encode", "loop", "decode" and "maps", for the whole batch; 0 where no
+        image shows anything.
     """
 
     anomaly_map: FloatArray
@@ -177,7 +181,8 @@ class Detector:
         """Find anomalies in a batch.
 
         What an image gets depends on its pixels, its id, the seed and the settings only, not on
-        the rest of the batch.
+        the rest of the batch. The networks see only images that show something; what the others
+        get is defined, see `Detection`.
 
         Parameters
         ----------
@@ -205,6 +210,19 @@ class Detector:
         if len(noise.image_ids) != len(images):
             raise InputError(f"got {len(images)} images and {len(noise.image_ids)} ids")
         sampler = self.sampler(settings)
+        shown = foreground(images).any(axis=(1, 2))
+        if shown.all():
+            return self._detect(images, noise, sampler, settings)
+        found = None
+        if shown.any():
+            noise = PhiloxNoise(seed, noise.image_ids[shown])
+            found = self._detect(images[shown], noise, sampler, settings)
+        return _among_empty(found, shown, images.shape)
+
+    def _detect(
+        self, images: FloatArray, noise: PhiloxNoise, sampler: Sampler, settings: SamplingDefaults
+    ) -> Detection:
+        """Find anomalies in images that all show something."""
         walked = walk(self.backend, images, noise, sampler, settings)
         with timed(walked.timings, "maps"):
             flips = flip_map(walked.flips, images.shape[2:])
@@ -248,6 +266,26 @@ def _mask(
     threshold: float | None, anomaly: FloatArray, inside: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Mask of one map; empty where it holds NaN or infinity, which no threshold can judge."""
-    if not np.isfinite(anomaly).all() or not inside.any():
+    if not np.isfinite(anomaly).all():
         return np.zeros(anomaly.shape, np.bool_)
     return segment(anomaly, otsu(anomaly[inside]) if threshold is None else threshold, inside)
+
+
+def _among_empty(
+    found: Detection | None, shown: NDArray[np.bool_], shape: tuple[int, ...]
+) -> Detection:
+    """Put results back in their places among images that show nothing, which get zeros."""
+    maps = (shape[0], *shape[2:])
+    whole = Detection(
+        anomaly_map=np.zeros(maps, np.float32),
+        flip_map=np.zeros(maps, np.float32),
+        reconstruction=np.zeros(shape, np.float32),
+        mask=np.zeros(maps, np.bool_),
+        score=np.zeros(shape[0], np.float64),
+        timings=dict.fromkeys(("encode", "loop", "decode", "maps"), 0.0),
+    )
+    if found is None:
+        return whole
+    for name in ("anomaly_map", "flip_map", "reconstruction", "mask", "score"):
+        getattr(whole, name)[shown] = getattr(found, name)
+    return replace(whole, timings=found.timings)

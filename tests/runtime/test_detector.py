@@ -241,10 +241,65 @@ def test_a_mismatch_is_named() -> None:
     assert calibrated.mismatch(SamplingDefaults(100, 10, smoothing=0.02)) == "smoothing"
 
 
-def test_an_image_without_foreground_has_no_mask_and_score_0() -> None:
-    found = fake_detector().detect(np.zeros((1, 1, 32, 40), np.float32), [1])
-    assert not found.mask.any()
-    assert found.score.tolist() == [0.0]
+# --- images that show nothing --------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    empty=st.lists(st.booleans(), min_size=5, max_size=5),
+    code=st.sampled_from(["threshold", "sample"]),
+    kind=st.sampled_from(["signed", "change", "flips"]),
+)
+def test_images_without_foreground_get_zeros_and_change_nothing(
+    empty: list[bool], code: Any, kind: Any
+) -> None:
+    detector, shown = fake_detector(COLOUR), ~np.array(empty)
+    chosen = dataclasses.replace(detector.settings(), code=code, anomaly_map=kind, smoothing=0.05)
+    images, ids = pictures(channels=2), np.arange(5, dtype=np.uint64)
+    alone = detector.detect(images, ids, settings=chosen)
+    images[empty] = 0
+    found = detector.detect(images, ids, settings=chosen)
+    for name in ARRAYS:
+        values, expected = getattr(found, name), getattr(alone, name)
+        assert (values.dtype, values.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_array_equal(values[shown], expected[shown])
+        assert not values[empty].any()
+    assert set(found.timings) == set(alone.timings)
+
+
+def test_no_network_runs_for_images_without_foreground() -> None:
+    seen: list[int] = []
+
+    class Counting(FakeBackend):
+        def encode(self, images: FloatArray) -> FloatArray:
+            assert foreground(images).any(axis=(1, 2)).all()
+            seen.append(len(images))
+            return super().encode(images)
+
+        def flip_probability(self, code: FloatArray, t: int) -> FloatArray:
+            seen.append(len(code))
+            return super().flip_probability(code, t)
+
+        def decode(self, code: FloatArray) -> FloatArray:
+            seen.append(len(code))
+            return super().decode(code)
+
+    detector, images = Detector(fake_detector().bundle, Counting(1)), pictures()
+    images[[0, 3]] = 0
+    detector.detect(images, range(5))
+    assert set(seen) == {3}
+    seen.clear()
+    found = detector.detect(np.zeros_like(images), range(5))
+    assert not seen
+    assert not any(found.timings.values())
+    assert not np.isnan(found.score).any()
+
+
+def test_one_faint_pixel_is_something() -> None:
+    """Only what is exactly empty is skipped: nothing is guessed."""
+    images = np.zeros((1, 1, 32, 40), np.float32)
+    images[0, 0, 16, 20] = np.nextafter(np.float32(0), np.float32(1))
+    assert fake_detector().detect(images, [1]).reconstruction.any()
 
 
 # --- networks that fail --------------------------------------------------------------------------
