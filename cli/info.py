@@ -13,12 +13,24 @@ def info(
         Path | None,
         typer.Argument(metavar="[BUNDLE]", help="Bundle to describe. Default: this installation."),
     ] = None,
+    system: Annotated[
+        bool,
+        typer.Option(
+            "--system",
+            help="What this machine has: GPU, driver, engines; what is missing, and how to get it.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a bundle; without one, the installation: versions and engine backends."""
     import json
 
-    content = _installation() if model is None else _bundle(model)
+    if system:
+        if model is not None:
+            raise typer.BadParameter("describes the machine; give no bundle", param_hint="--system")
+        content = _system() if as_json else _readable(_system())
+    else:
+        content = _installation() if model is None else _bundle(model)
     typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(_lines(content)))
 
 
@@ -30,6 +42,32 @@ def _installation() -> dict[str, Any]:
 
     backends = {name: asdict(found) for name, found in available().items()}
     return {"software": software(), "machine": machine(), "backends": backends}
+
+
+def _system() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from berdiff.runtime.system import system
+
+    return asdict(system())
+
+
+def _readable(content: dict[str, Any]) -> dict[str, Any]:
+    """Lists of records as lines of text: GPUs by device, what is missing by its command."""
+    driver = content["driver"]
+    driver["gpus"] = {gpu.pop("device"): ", ".join(_gpu_facts(gpu)) for gpu in driver["gpus"]}
+    for backend in content["backends"].values():
+        missing = backend.pop("missing")
+        if missing:
+            backend["missing for the GPU"] = {
+                item["what"]: item["command"] or "no command can bring it" for item in missing
+            }
+    return content
+
+
+def _gpu_facts(gpu: dict[str, Any]) -> list[str]:
+    memory = "shared with the host" if gpu["unified_memory"] else "of its own"
+    return [gpu["name"], gpu["architecture"], f"{gpu['memory_mib']} MiB {memory}"]
 
 
 def _bundle(path: Path) -> dict[str, Any]:

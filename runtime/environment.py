@@ -11,7 +11,7 @@ from berdiff import __version__
 # Distributions that can change a result or a timing.
 _LIBRARIES = (
     *("numpy", "nibabel", "scipy", "pillow"),
-    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
+    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-core", "cuda-bindings"),
     *("torch", "onnx", "onnxscript", "safetensors", "accelerate"),
     *("scikit-learn", "matplotlib"),
 )
