@@ -19,7 +19,7 @@ import pytest
 from fakes import fake_detector
 from PIL import Image
 
-from berdiff.runtime.anomaly import segment
+from berdiff.runtime.anomaly import otsu, segment
 from berdiff.runtime.errors import BerdiffError, InputError
 from berdiff.runtime.folder_run import run_folder
 from berdiff.runtime.manifest import Threshold
@@ -195,6 +195,30 @@ def test_a_calibrated_threshold_is_used_with_its_own_settings_only(
     )
     assert {result.threshold_source for result in summary.results} == {source_of}
     assert [("noise_level 100" in warning) for warning in summary.warnings] == [True] * warned
+
+
+def test_empty_slices_get_zeros_and_count_for_no_threshold(tmp_path: Path):
+    """Air before, between and after."""
+    planes = [head(28, 26, seed) for seed in range(3)]
+    air = np.zeros_like(planes[0])
+    stack = np.stack([air, air, planes[0], air, planes[1], planes[2], air], axis=-1)
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(stack, RAS), tmp_path / "in" / "v.nii.gz")
+    detector, out = fake_detector(), tmp_path / "out"
+    (result,) = run_folder(detector, tmp_path / "in", out, RunOptions(batch_size=2)).results
+    assert (result.slices, result.empty_slices) == (7, 4)
+    assert detector.backend.batches == [2, 1]  # type: ignore[attr-defined]
+    shown = [2, 4, 5]
+    values = {}
+    for part in ("anomaly", "flips", "mask", "reconstruction"):
+        data = np.asarray(nibabel.load(out / "maps" / f"v_{part}.nii.gz").dataobj)
+        data = np.moveaxis(data, 2, 0)
+        assert data[shown].any(axis=(1, 2)).all()
+        assert not data[[0, 1, 3, 6]].any()
+        values[part] = data[shown]
+    assert result.threshold == otsu(values["anomaly"][stack.transpose(2, 0, 1)[shown] > 0])
+    scores = [row["score"] for row in rows(out, "slices.csv")]
+    assert [bool(score) for score in scores] == [False, False, True, False, True, True, False]
 
 
 # The same result, however the work is cut up
