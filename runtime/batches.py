@@ -59,9 +59,9 @@ def detect_slices(
     seed: int = 0,
     batch_size: int = 8,
 ) -> Iterator[tuple[ScanJob, int, Detection, int]]:
-    """Detect every slice of every scan, in batches that reach across scans.
+    """Detect every slice that shows something, in batches that reach across scans.
 
-    The maps of a scan are in its job, on the scan's own grid, once its last slice was yielded.
+    Empty slices are in no job's images and take no place in a batch. The maps of a scan are in its job, on the scan's own grid, once its last slice was yielded.
 
     Parameters
     ----------
