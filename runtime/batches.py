@@ -61,7 +61,8 @@ def detect_slices(
 ) -> Iterator[tuple[ScanJob, int, Detection, int]]:
     """Detect every slice that shows something, in batches that reach across scans.
 
-    Empty slices are in no job's images and take no place in a batch. The maps of a scan are in its job, on the scan's own grid, once its last slice was yielded.
+    Empty slices are in no job's images and take no place in a batch. The maps of a scan are in its
+    job, on the scan's own grid, once its last slice was yielded.
 
     Parameters
     ----------
