@@ -57,7 +57,7 @@ class AttentionBlock(nn.Module):
         h = self.norm(x)
         q, k, v = self.q(h).flatten(2), self.k(h).flatten(2), self.v(h).flatten(2)
         scores = torch.matmul(q.transpose(1, 2), k) * channels**-0.5
-        weights = torch.softmax(scores, dim=-1)
+        weights = torch.softmax(scores.float(), dim=-1).to(v.dtype)
         h = torch.matmul(v, weights.transpose(1, 2)).unflatten(2, (height, width))
         return x + self.proj_out(h)
 
@@ -123,11 +123,12 @@ class Quantizer(nn.Module):
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Bit probabilities ``[N, K, h, w]`` of features ``[N, embedding, h, w]``."""
-        return torch.sigmoid(self.proj(features))
+        return torch.sigmoid(self.proj(features).float())
 
     def embedding(self, code: Tensor) -> Tensor:
         """Sum of the embedding rows a code ``[N, K, h, w]`` selects: ``[N, embedding, h, w]``."""
-        return F.conv2d(code, self.embed.weight.t()[:, :, None, None])
+        weight = self.embed.weight.t()[:, :, None, None]
+        return F.conv2d(code.to(weight.dtype), weight)
 
 
 class Generator(nn.Module):

@@ -92,7 +92,8 @@ class AttentionBlock(nn.Module):
         k = qkv[:, :, width_of_head : 2 * width_of_head]
         v = qkv[:, :, 2 * width_of_head :]
         scale = width_of_head**-0.25
-        weights = torch.softmax(torch.matmul((q * scale).transpose(2, 3), k * scale), dim=-1)
+        scores = torch.matmul((q * scale).transpose(2, 3), k * scale)
+        weights = torch.softmax(scores.float(), dim=-1).to(v.dtype)
         h = torch.matmul(v, weights.transpose(2, 3)).flatten(1, 2)
         return (flat + self.proj_out(h)).unflatten(2, (height, width))
 
@@ -226,7 +227,7 @@ class Denoiser(nn.Module):
         Tensor, shape (N, K, h, w)
             In [0, 1].
         """
-        return torch.sigmoid(self.logits(code, timesteps))
+        return torch.sigmoid(self.logits(code, timesteps).float())
 
 
 def _apply(layers: nn.Module, h: Tensor, shifts: object) -> Tensor:

@@ -13,6 +13,12 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Bundle to write; empty or not there yet.")
     ],
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="fp32|fp16|bf16|int8", help="What the networks compute in, on every engine."
+        ),
+    ] = "fp32",
     dynamic_batch: Annotated[
         str,
         typer.Option(
@@ -21,7 +27,9 @@ def export(
             help="Smallest, usual and largest batch, for engines built from the bundle.",
         ),
     ] = "1,8,32",
-    opset: Annotated[int, typer.Option(help="ONNX operator set.")] = 20,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator set. Default: 20, for bf16 22.")
+    ] = None,
 ) -> None:
     """Write a checkpoint as a bundle: the folder that is the deployable detector.
 
@@ -35,12 +43,15 @@ def export(
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         optional(module, "export")
     from berdiff.export.write_bundle import export_bundle
-    from berdiff.runtime.verify import FIGURES
+    from berdiff.runtime.precision import FIGURES
 
-    bundle = export_bundle(checkpoint, output, dynamic_batch=batches, opset=opset)
+    bundle = export_bundle(
+        checkpoint, output, precision=precision, dynamic_batch=batches, opset=opset
+    )
+    limits = bundle.manifest.parity_limits
     for name, value in bundle.manifest.parity.items():
-        meaning, limit = FIGURES[name]
-        typer.echo(f"{name:18} {value:9.2e}  limit {limit:.0e}  {meaning}")
+        meaning, _ = FIGURES[name]
+        typer.echo(f"{name:18} {value:9.2e}  limit {limits[name]:.0e}  {meaning}")
     typer.echo(f"bundle: {output}")
 
 

@@ -84,6 +84,7 @@ def make_golden(config: ModelConfig, autoencoder: BinaryAutoencoder, denoiser: D
         noise_level=sampler.noise_level,
         steps=len(sampler.kept),
         flip_threshold=sampler.flip_threshold,
+        loop_image=autoencoder.decode(torch.from_numpy(loop["loop_code"])).numpy(),
         **loop,
     )
 

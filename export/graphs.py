@@ -44,7 +44,7 @@ class DenoiserGraph(nn.Module):
         for width in self.widths:  # slices: a split would become a sequence in ONNX
             shifts.append(row[:, start : start + width])
             start += width
-        return torch.sigmoid(self.denoiser.denoise(code, shifts))
+        return torch.sigmoid(self.denoiser.denoise(code, shifts).float())
 
 
 class DecoderGraph(nn.Module):
@@ -56,4 +56,4 @@ class DecoderGraph(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         """Image about [0, 1]."""
-        return self.autoencoder.decode(code)
+        return self.autoencoder.decode(code).float()

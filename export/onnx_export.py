@@ -25,9 +25,11 @@ OPSETS = range(18, 24)
 # Operators that NVIDIA's ONNX parsers accept (TensorRT 10.3 and later, TensorRT for RTX).
 PORTABLE_OPERATORS = frozenset(
     (
-        *("Add", "Concat", "Constant", "Conv", "Div", "Gather", "InstanceNormalization", "MatMul"),
-        *("Mul", "Pad", "ReduceMean", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Sqrt"),
-        *("Sub", "Transpose", "Unsqueeze"),
+        *("Add", "Cast", "Concat", "Constant", "Conv", "Div", "Gather", "InstanceNormalization"),
+        *("MatMul", "Mul", "Pad", "ReduceMean", "Reshape", "Resize", "Sigmoid", "Slice"),
+        *("Softmax", "Sqrt", "Sub", "Transpose", "Unsqueeze"),
+        # Where int8 begins and ends.
+        *("DequantizeLinear", "QuantizeLinear"),
     )
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from .errors import BerdiffError, BundleError
 from .files import sha256_file, write_atomic
-from .manifest import SCHEMA_VERSION, FileRecord, Manifest, Threshold
+from .manifest import READABLE_VERSIONS, SCHEMA_VERSION, FileRecord, Manifest, Threshold
 from .schedule import Schedule
 from .strict import from_json, to_json
 
@@ -104,7 +104,8 @@ class Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``bundle.json``, whole or not at all."""
+    """Write ``bundle.json``, whole or not at all, as of the newest schema."""
+    manifest = dataclasses.replace(manifest, schema_version=SCHEMA_VERSION)
     write_atomic(Path(folder) / MANIFEST_NAME, to_json(manifest).encode())
 
 
@@ -125,9 +126,10 @@ def _parse(data: bytes, source: Path) -> Manifest:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
         raise BundleError(f"{source}: schema_version: expected an integer, got {version!r}")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise BundleError(
-            f"{source}: schema_version: got {version}, this berdiff reads {SCHEMA_VERSION}; "
+            f"{source}: schema_version: got {version}, this berdiff reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; "
             + ("update berdiff" if version > SCHEMA_VERSION else "export the checkpoint again")
         )
     try:

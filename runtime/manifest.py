@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from .precision import Precision
 from .preprocessing import Preprocessing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Keys that came later have defaults, so that what was written before can still be read.
+READABLE_VERSIONS = (1, SCHEMA_VERSION)
 
 CodeKind = Literal["threshold", "sample"]
 AnomalyMapKind = Literal["squared", "signed", "absolute", "change", "flips"]
@@ -133,8 +136,12 @@ class Manifest:
         Default settings of the loop.
     threshold : Threshold or None
         Calibrated segmentation threshold; None until `berdiff calibrate` has run.
+    precision : {"fp32", "fp16", "bf16", "int8"}
+        What the networks compute in; their inputs and outputs are float32 at every precision.
     parity : dict of str to float
         What the export measured against PyTorch.
+    parity_limits : dict of str to float
+        What each of those figures was allowed to be.
     provenance : dict of str to str
         Where the weights came from and what wrote the bundle.
     dynamic_batch : tuple of int
@@ -153,5 +160,7 @@ class Manifest:
     files: dict[str, FileRecord]
     threshold: Threshold | None = None
     dynamic_batch: tuple[int, int, int] = (1, 8, 32)
+    precision: Precision = "fp32"
     parity: dict[str, float] = field(default_factory=dict)
+    parity_limits: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)

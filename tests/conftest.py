@@ -1,5 +1,6 @@
 """What the tests share: the optional data beside the project, and a real installation."""
 
+import functools
 import os
 import shlex
 import shutil
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from berdiff.config import ModelConfig
     from berdiff.runtime.bundle import Bundle
+    from berdiff.runtime.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "berdiff", "runtime", "export", "cli")
@@ -129,8 +133,21 @@ def tiny_checkpoint(tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> "Bundle":
-    """The bundle of `tiny_checkpoint`. Do not write into it: copy ``tiny_bundle.path``."""
+def tiny_bundle_at(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "Callable[[Precision], Bundle]":
+    """The bundle of `tiny_checkpoint` at a precision. Do not write into it: copy its ``path``."""
     from berdiff.export.write_bundle import export_bundle
 
-    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("tiny") / "bundle")
+    @functools.cache
+    def exported(precision: "Precision") -> "Bundle":
+        folder = tmp_path_factory.mktemp(f"tiny-{precision}")
+        return export_bundle(tiny_checkpoint, folder / "bundle", precision=precision)
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_bundle_at: "Callable[[Precision], Bundle]") -> "Bundle":
+    """The bundle of `tiny_checkpoint` in float32. Do not write into it."""
+    return tiny_bundle_at("fp32")

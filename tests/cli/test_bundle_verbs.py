@@ -15,7 +15,7 @@ from berdiff.cli import main
 from berdiff.export import write_bundle
 from berdiff.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from berdiff.runtime.bundle import GRAPHS, Bundle
-from berdiff.runtime.verify import FIGURES
+from berdiff.runtime.precision import FIGURES, limits
 
 Capture = pytest.CaptureFixture[str]
 
@@ -97,9 +97,7 @@ def test_verify_as_json(tiny_bundle: Bundle, capsys: Capture) -> None:
     assert result["passed"] is True
     assert result["bundle"] == {"name": "tiny", "digest": tiny_bundle.digest}
     assert result["engine"]["backend"] == "onnxruntime"
-    assert {check["name"]: check["limit"] for check in result["checks"]} == {
-        name: limit for name, (_, limit) in FIGURES.items()
-    }
+    assert {check["name"]: check["limit"] for check in result["checks"]} == limits("fp32")
 
 
 def test_verify_of_an_altered_bundle(tiny_bundle: Bundle, tmp_path: Path, capsys: Capture) -> None:

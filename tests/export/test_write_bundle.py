@@ -175,4 +175,4 @@ def test_the_bundle_is_a_detector(tiny_bundle: Bundle, tiny_checkpoint: Path) ->
         detection = detector.detect(images, ids=[1, 2])
     assert detection.anomaly_map.shape == (2, 32, 32)
     assert np.isfinite(detection.anomaly_map).all()
-    assert json.loads((tiny_bundle.path / "bundle.json").read_text())["schema_version"] == 1
+    assert json.loads((tiny_bundle.path / "bundle.json").read_text())["schema_version"] == 2

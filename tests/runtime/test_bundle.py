@@ -102,7 +102,7 @@ def test_key_that_is_unknown_missing_or_ill_typed(folder: Path, change: Edit, ke
     assert_refused(folder, "bundle.json", key)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(2, "update berdiff"), (0, "export")])
+@pytest.mark.parametrize(("version", "advice"), [(3, "update berdiff"), (0, "export")])
 def test_other_schema(folder: Path, version: int, advice: str) -> None:
     edit(folder, lambda content: content.update(schema_version=version, invented_later=True))
     assert_refused(folder, f"schema_version: got {version}", advice)

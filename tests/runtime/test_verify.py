@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from berdiff.runtime.backends import Backend, open_backend
 from berdiff.runtime.bundle import Bundle, record_files, write_manifest
 from berdiff.runtime.errors import BundleError
-from berdiff.runtime.verify import FIGURES, GOLDEN_NAME, Check, Golden, verify
+from berdiff.runtime.precision import FIGURES
+from berdiff.runtime.verify import GOLDEN_NAME, Check, Golden, verify
 
 Array = NDArray[np.float32]
 Change = Callable[[Array], Array]
