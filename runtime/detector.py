@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from .anomaly import flip_map, image_score, median_filter, otsu, segment, smooth
 from .backends import Backend, open_backend
 from .bundle import Bundle
-from .errors import InputError
+from .cuda.backend import DeviceBackend
+from .errors import BackendError, InputError
 from .manifest import AnomalyMapKind, SamplingDefaults
 from .philox import PhiloxNoise
-from .preprocessing import foreground
+from .preprocessing import Preprocessing, foreground
 from .sampler import Sampler
 from .walk import timed, walk
 
@@ -54,6 +56,31 @@ class Detection:
     mask: NDArray[np.bool_]
     score: NDArray[np.float64]
     timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class DeviceDetection:
+    """Result for a batch of images that stays on the GPU.
+
+    The arrays offer DLPack and ``__cuda_array_interface__``: CuPy, PyTorch and others take them
+    over without a copy. They belong to the caller, and everything in them is done.
+
+    Attributes
+    ----------
+    anomaly_map : DeviceArray of float32, shape (N, H, W)
+        As in `Detection`, before smoothing.
+    flip_mean : DeviceArray of float32, shape (N, h, w)
+        Mean probability, over steps and bits, that the healthy code differs; in [0, 1].
+    reconstruction : DeviceArray of float32, shape (N, C, H, W)
+        The healthy counterpart, in [0, 1].
+    sound : ndarray of bool, shape (N,)
+        False where a network answered with NaN or infinity; that image's results are NaN.
+    """
+
+    anomaly_map: Any
+    flip_mean: Any
+    reconstruction: Any
+    sound: NDArray[np.bool_]
 
 
 class Detector:
@@ -203,14 +230,9 @@ class Detector:
         """
         settings = settings or self.settings()
         images = self._check(images)
-        try:
-            noise = PhiloxNoise(seed, ids)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        if len(noise.image_ids) != len(images):
-            raise InputError(f"got {len(images)} images and {len(noise.image_ids)} ids")
+        noise = _noise(seed, ids, len(images))
         sampler = self.sampler(settings)
-        shown = foreground(images).any(axis=(1, 2))
+        shown = np.any(foreground(images), axis=(1, 2))
         if shown.all():
             return self._detect(images, noise, sampler, settings)
         found = None
@@ -219,11 +241,56 @@ class Detector:
             found = self._detect(images[shown], noise, sampler, settings)
         return _among_empty(found, shown, images.shape)
 
+    def detect_on_device(
+        self,
+        images: Any,
+        ids: ArrayLike,
+        seed: int = 0,
+        settings: SamplingDefaults | None = None,
+    ) -> DeviceDetection:
+        """Find anomalies in images that lie on the detector's GPU, and leave the result there.
+
+        The values are not looked at: images must hold what `detect` asks for, and those of zeros
+        are walked like any other.
+
+        Parameters
+        ----------
+        images : array of float32, shape (N, C, H, W)
+            Of any library that offers DLPack or ``__cuda_array_interface__``; C-contiguous, on the
+            same GPU. Not copied; not to be changed before this returns.
+        ids, seed, settings
+            As for `detect`.
+
+        Raises
+        ------
+        BackendError
+            If the detector is not on a GPU, or the images are not.
+        InputError
+            As for `detect`, for shape, type, seed, ids and settings.
+        """
+        if not isinstance(self.backend, DeviceBackend):
+            raise BackendError(
+                f"the detector runs on '{self.backend.device}'; images on a GPU need a detector "
+                "opened there, for example with device='cuda'"
+            )
+        settings = settings or self.settings()
+        view, pre = self.backend.view(images), self.bundle.manifest.preprocessing
+        if len(view.shape) != 4 or view.shape[1:] != (pre.channels, *pre.size) or not view.shape[0]:
+            raise InputError(_shape_message(view.shape, pre))
+        if view.dtype != np.float32:
+            raise InputError(f"got images of {view.dtype}, expected float32")
+        noise = _noise(seed, ids, view.shape[0])
+        arrays, sound = self.backend.walk_on_device(view, noise, self.sampler(settings), settings)
+        return DeviceDetection(arrays["map"], arrays["flip_mean"], arrays["reconstruction"], sound)
+
     def _detect(
         self, images: FloatArray, noise: PhiloxNoise, sampler: Sampler, settings: SamplingDefaults
     ) -> Detection:
         """Find anomalies in images that all show something."""
-        walked = walk(self.backend, images, noise, sampler, settings)
+        if isinstance(self.backend, DeviceBackend):
+            walked = self.backend.walk(images, noise, sampler, settings)
+        else:
+            walked = walk(self.backend, images, noise, sampler, settings)
         with timed(walked.timings, "maps"):
             flips = flip_map(walked.flips, images.shape[2:])
             maps = walked.anomaly_map if walked.anomaly_map is not None else median_filter(flips)
@@ -248,10 +315,7 @@ class Detector:
         pre = self.bundle.manifest.preprocessing
         images = np.ascontiguousarray(images, dtype=np.float32)
         if images.ndim != 4 or images.shape[1:] != (pre.channels, *pre.size) or not len(images):
-            raise InputError(
-                f"got images of shape {images.shape}, expected "
-                f"[N, {pre.channels}, {pre.size[0]}, {pre.size[1]}]"
-            )
+            raise InputError(_shape_message(images.shape, pre))
         if not np.isfinite(images).all():
             raise InputError("the images hold NaN or infinite values")
         if images.min() < 0 or images.max() > 1:
@@ -260,6 +324,22 @@ class Detector:
                 "[0, 1]: bring them to the model's grid with Preprocessing.to_grid"
             )
         return images
+
+
+def _shape_message(shape: tuple[int, ...], pre: Preprocessing) -> str:
+    return (
+        f"got images of shape {shape}, expected [N, {pre.channels}, {pre.size[0]}, {pre.size[1]}]"
+    )
+
+
+def _noise(seed: int, ids: ArrayLike, count: int) -> PhiloxNoise:
+    try:
+        noise = PhiloxNoise(seed, ids)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if len(noise.image_ids) != count:
+        raise InputError(f"got {count} images and {len(noise.image_ids)} ids")
+    return noise
 
 
 def _mask(

@@ -2,7 +2,8 @@
 
 A backend is one module here with two functions: ``devices()``, which lists the devices it can use
 on this machine (or raises a `BerdiffError` saying why it cannot be used at all), and
-``open(bundle, device, threads)``, which returns a `Backend`. Adding one means adding the module and
+``open(bundle, device, threads)``, which returns a `Backend`. Devices are "cpu" and "cuda:0",
+"cuda:1" and so on. Adding one means adding the module and
 its line in `BACKENDS`; the contract every backend has to meet is tested in
 ``tests/runtime/test_backend_contract.py``.
 """
@@ -110,9 +111,9 @@ def open_backend(
     name : str
         A key of `BACKENDS`.
     device : str
-        One of the backend's devices, for example "cpu".
+        One of the backend's devices, for example "cpu"; "cuda" is "cuda:0".
     threads : int, optional
-        CPU threads per network; None takes one per physical core.
+        CPU threads per network; None takes one per physical core. Not for a GPU.
 
     Raises
     ------
@@ -125,6 +126,10 @@ def open_backend(
         raise BackendError(f"unknown backend '{name}'; known are: {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise BackendError(f"threads must be at least 1, got {threads}")
+    if device == "cuda":
+        device = "cuda:0"
+    if threads is not None and device != "cpu":
+        raise BackendError(f"threads are for the CPU; leave the option away on '{device}'")
     module = _module(name)
     devices = tuple(module.devices())
     if device not in devices:
