@@ -141,13 +141,13 @@ def test_presets_are_as_the_table_says(name: str) -> None:
 
 
 def test_every_parity_figure_is_explained_with_its_limit() -> None:
-    from berdiff.runtime.verify import FIGURES
+    from berdiff.runtime.precision import limits
 
     found = {}
     for row in re.findall(r"^\| `.*_(?:error|rate)` \|.*$", _page("export.md"), re.MULTILINE):
         _, names, _, limit, _ = row.split("|")
         found |= dict.fromkeys(re.findall(r"`([^`]+)`", names), float(limit))
-    assert found == {name: limit for name, (_, limit) in FIGURES.items()}
+    assert found == limits("fp32")
 
 
 def test_every_column_of_the_results_is_explained() -> None:
