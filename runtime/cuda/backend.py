@@ -16,7 +16,8 @@ from ..manifest import SamplingDefaults
 from ..philox import PhiloxNoise
 from ..sampler import Sampler
 from ..walk import Walk
-from .device import ArrayView, Device
+from .arrays import ArrayView
+from .device import Device
 from .loop import OUTPUTS, DeviceLoop
 from .networks import DeviceNetworks
 

@@ -5,38 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, optional
+from ..errors import BackendError, MissingDependency, optional
+from .arrays import ArrayView, Buffer, DeviceArray, c_strides
 
 THREADS_PER_BLOCK = 256
 
 
 class OutOfDeviceMemory(BackendError):
     """The GPU has no room for a buffer."""
-
-
-class Buffer(Protocol):
-    """Memory of a device.
-
-    Attributes
-    ----------
-    pointer : int
-        Address.
-    nbytes : int
-        Size in bytes.
-    """
-
-    pointer: int
-    nbytes: int
-
-    def close(self) -> None:
-        """Give the memory back; waits for work that uses it."""
-        ...
 
 
 class Graph(Protocol):
@@ -49,28 +30,6 @@ class Graph(Protocol):
     def close(self) -> None:
         """Release the graph."""
         ...
-
-
-@dataclass(frozen=True)
-class ArrayView:
-    """Somebody's array on the device, by address.
-
-    Attributes
-    ----------
-    pointer : int
-        Address of the first element; C-contiguous.
-    shape : tuple of int
-        Shape.
-    dtype : numpy dtype
-        Type of the elements.
-    owner : object
-        Keeps the memory alive.
-    """
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    owner: object
 
 
 class Device(Protocol):
@@ -164,9 +123,9 @@ def cuda_devices() -> list[str]:
     """
     try:
         count = len(_cuda_core().Device.get_all_devices())
+    except MissingDependency:
+        raise
     except Exception as error:  # loading the driver and asking it raise several kinds
-        if isinstance(error, BackendError) or type(error).__name__ == "MissingDependency":
-            raise
         raise BackendError(
             f"no NVIDIA driver could be used ({error}); is there a GPU, and its driver installed?"
         ) from error
@@ -203,17 +162,20 @@ def _checked(answer: tuple[Any, ...]) -> Any:
 class _CudaBuffer:
     """Memory from ``cuMemAlloc``, whose release waits for all work that uses it."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
+    def __init__(self, nbytes: int, device: Any) -> None:
+        self.nbytes, self.pointer = nbytes, 0
         self.pointer = int(_checked(_driver().cuMemAlloc(nbytes)))
+        self._device, self._free = device, _driver().cuMemFree
 
     def close(self) -> None:
         if self.pointer:
             pointer, self.pointer = self.pointer, 0
-            _driver().cuMemFree(pointer)
+            self._device.set_current()  # whichever thread lets go of it
+            self._free(pointer)
 
     def __del__(self) -> None:
-        self.close()
+        if getattr(self, "_free", None) is not None:
+            self.close()
 
 
 class _CudaGraph:
@@ -229,57 +191,6 @@ class _CudaGraph:
     def close(self) -> None:
         if self.graph is not None:
             self.graph.close()
-
-
-class DeviceArray:
-    """An array on a GPU that other libraries take over without a copy.
-
-    CuPy, PyTorch, JAX and others read it through DLPack, Numba and others through
-    ``__cuda_array_interface__``. The work that fills it is done when it is handed out.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape; C-contiguous.
-    dtype : numpy dtype
-        Type of the elements.
-    pointer : int
-        Address on the device.
-    """
-
-    def __init__(self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape = shape
-        self.dtype = dtype
-        self.pointer = buffer.pointer
-        self._buffer = buffer
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3 of the interface; no stream to wait for."""
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "strides": None,
-            "stream": None,
-            "version": 3,
-        }
-
-    def _strided(self) -> Any:
-        core = _cuda_core()
-        # The array itself is the owner: its memory lives as long as any view of it.
-        memory = core.Buffer.from_handle(self.pointer, self._buffer.nbytes, owner=self)
-        view = optional("cuda.core.utils", "cuda").StridedMemoryView
-        return view.from_buffer(memory, self.shape, dtype=self.dtype)
-
-    def __dlpack__(self, **options: Any) -> Any:
-        """Capsule of the DLPack protocol; see the array API standard."""
-        return self._strided().__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        """Kind and number of the device, as DLPack counts them."""
-        kind, index = self._strided().__dlpack_device__()
-        return int(kind), int(index)
 
 
 class CudaDevice:
@@ -322,7 +233,7 @@ class CudaDevice:
 
     def allocate(self, nbytes: int) -> Buffer:
         """See `Device.allocate`."""
-        return _CudaBuffer(nbytes)
+        return _CudaBuffer(nbytes, self._device)
 
     def upload(self, array: NDArray[Any], pointer: int) -> None:
         """See `Device.upload`."""
@@ -390,11 +301,3 @@ class CudaDevice:
     def export(self, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         """See `Device.export`."""
         return DeviceArray(buffer, shape, np.dtype(dtype))
-
-
-def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a C-contiguous array, in elements."""
-    strides = [1]
-    for length in reversed(shape[1:]):
-        strides.append(strides[-1] * length)
-    return tuple(reversed(strides))[-len(shape) :] if shape else ()

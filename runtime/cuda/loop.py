@@ -22,7 +22,8 @@ from ..manifest import AnomalyMapKind, CodeKind, SamplingDefaults
 from ..philox import PhiloxNoise
 from ..sampler import Sampler
 from ..walk import Walk, timed
-from .device import Buffer, Device, Graph, OutOfDeviceMemory
+from .arrays import Buffer
+from .device import Device, Graph, OutOfDeviceMemory
 from .kernels import KINDS, SIGNATURES
 from .layout import Layout, settings_record, step_records
 from .memory import largest_batch

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from berdiff.runtime.backends import Backend
 from berdiff.runtime.bundle import Bundle
-from berdiff.runtime.cuda.device import ArrayView, OutOfDeviceMemory
+from berdiff.runtime.cuda.arrays import ArrayView
+from berdiff.runtime.cuda.device import OutOfDeviceMemory
 from berdiff.runtime.cuda.layout import Layout
 from berdiff.runtime.cuda.networks import TENSORS
 from berdiff.runtime.errors import BackendError
