@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from ..errors import BackendError, MissingDependency, optional
 
@@ -70,3 +71,57 @@ TENSORRT_RTX = Library(
     "There are wheels for Linux on x86-64 and aarch64; no GPU is needed to build.",
 )
 LIBRARIES = {library.name: library for library in (TENSORRT, TENSORRT_RTX)}
+
+
+class BuildLog:
+    """What a library said while it worked.
+
+    Only what is of use afterwards is kept: a build says tens of thousands of lines.
+
+    Attributes
+    ----------
+    errors, warnings : list of str
+        Messages of these severities.
+    facts : list of str
+        Other messages about the finished engine: layers, inputs and outputs, memory.
+    interruption : BaseException or None
+        What was raised in our code while the library called it, Ctrl-C for example: to be raised
+        again when the library is done.
+    """
+
+    _FACTS = ("LayerType: ", "IOMode: ", "Total Weights Memory: ", "Total Activation Memory: ")
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.facts: list[str] = []
+        self.interruption: BaseException | None = None
+
+    def note(self, severity: str, message: str) -> None:
+        """Take in one message; `severity` as the library names it."""
+        if "ERROR" in severity:
+            self.errors.append(message.strip())
+        elif severity == "WARNING":
+            self.warnings.append(message.strip())
+        elif any(fact in message for fact in self._FACTS):
+            self.facts.append(message)
+
+    def reasons(self) -> str:
+        """The errors as one text, for a message of ours."""
+        return "; ".join(self.errors) or "the library gave no reason"
+
+
+def make_logger(trt: ModuleType, log: BuildLog) -> Any:
+    """Make a logger of the library that writes into `log`; it must outlive what is given it."""
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            try:
+                log.note(severity.name, message)
+            except BaseException as error:  # must not travel through the library
+                log.interruption = error
+
+    return Logger()

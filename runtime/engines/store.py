@@ -43,6 +43,9 @@ class NetworkEngine:
         Layers of the engine.
     weight_bytes, scratch_bytes : int
         Device memory for weights, and for intermediate values at the largest batch.
+    warnings : tuple of str
+        What the library warned of during the build; none of it says that the engine runs
+        otherwise than its ONNX file.
     build_seconds : float
         Time the build took.
     """
@@ -57,6 +60,7 @@ class NetworkEngine:
     layers: int
     weight_bytes: int
     scratch_bytes: int
+    warnings: tuple[str, ...]
     build_seconds: float
 
 
@@ -192,7 +196,32 @@ def stored_engines(bundle: Bundle) -> list[StoredEngine]:
     """
     root = bundle.path / ENGINES_FOLDER
     folders = sorted(root.iterdir()) if root.is_dir() else []
-    return [_read(folder) for folder in folders if (folder / SIDECAR_NAME).is_file()]
+    return [read_engine(folder) for folder in folders if (folder / SIDECAR_NAME).is_file()]
+
+
+def read_engine(folder: Path) -> StoredEngine:
+    """Read the sidecar of one build.
+
+    Raises
+    ------
+    BackendError
+        If it is damaged or was written by a newer berdiff; names file and key.
+    """
+    file = folder / SIDECAR_NAME
+    try:
+        sidecar = read_json(Sidecar, file)
+    except BerdiffError as error:
+        raise BackendError(f"{error}; remove the folder {folder} and build again") from error
+    problem = None
+    if sidecar.schema_version != SIDECAR_VERSION:
+        problem = f"schema_version: got {sidecar.schema_version}, expected {SIDECAR_VERSION}"
+    elif sidecar.key != folder.name:
+        problem = f"key: got '{sidecar.key}', expected the folder's name"
+    elif set(sidecar.networks) != set(NETWORKS):
+        problem = f"networks: got {sorted(sidecar.networks)}, expected {sorted(NETWORKS)}"
+    if problem:
+        raise BackendError(f"{file}: {problem}; remove the folder {folder} and build again")
+    return StoredEngine(folder, sidecar, sha256_file(file))
 
 
 def find_engine(bundle: Bundle, library: Library, gpu: Gpu) -> StoredEngine:
@@ -283,24 +312,6 @@ def _misfit_of_gpu(sidecar: Sidecar, gpu: Gpu) -> str | None:
     elif compatibility == "ampere+":
         fits = gpu.compute_capability >= (8, 0)
     return None if fits else f"built on {built_on.name} ({built_on.architecture})"
-
-
-def _read(folder: Path) -> StoredEngine:
-    file = folder / SIDECAR_NAME
-    try:
-        sidecar = read_json(Sidecar, file)
-    except BerdiffError as error:
-        raise BackendError(f"{error}; remove the folder {folder} and build again") from error
-    problem = None
-    if sidecar.schema_version != SIDECAR_VERSION:
-        problem = f"schema_version: got {sidecar.schema_version}, expected {SIDECAR_VERSION}"
-    elif sidecar.key != folder.name:
-        problem = f"key: got '{sidecar.key}', expected the folder's name"
-    elif set(sidecar.networks) != set(NETWORKS):
-        problem = f"networks: got {sorted(sidecar.networks)}, expected {sorted(NETWORKS)}"
-    if problem:
-        raise BackendError(f"{file}: {problem}; remove the folder {folder} and build again")
-    return StoredEngine(folder, sidecar, sha256_file(file))
 
 
 def sidecar_text(sidecar: Sidecar) -> bytes:
