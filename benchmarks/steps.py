@@ -141,7 +141,7 @@ class Images:
         pixels = np.concatenate([job.images for job in jobs])
         ids = np.array([job.image_id(0) for job in jobs], np.uint64)
         codes, unchanged = [], []
-        settings = detector.settings()
+        settings = detector.settings(flip_threshold=args.flip_threshold)
         for start in range(0, len(pixels), args.batch_size):
             part = slice(start, start + args.batch_size)
             probability = detector.backend.encode(pixels[part])
@@ -289,6 +289,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, help="images per folder, drawn; default: all")
     parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="noise levels")
     parser.add_argument("--others", type=int, default=50, help="most steps of other spacings")
+    parser.add_argument("--flip-threshold", type=float, help="default: the bundle's")
     parser.add_argument("--time", action="store_true", help="time the detector too: keep quiet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=16)
