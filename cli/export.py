@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .engine_options import (
+    Compatibility,
+    Engine,
+    EngineRequest,
+    HardwareCompatibility,
+    OptimizationLevel,
+    Targets,
+    TimingCache,
+    Workspace,
+    engine_request,
+    parse_batches,
+)
+
+if TYPE_CHECKING:
+    from berdiff.runtime.bundle import Bundle
 
 
 def export(
@@ -30,13 +46,33 @@ def export(
     opset: Annotated[
         int | None, typer.Option(help="ONNX operator set. Default: 20, for bf16 22.")
     ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="Also build engines, as `berdiff build` does.")
+    ] = None,
+    target: Targets = None,
+    workspace: Workspace = None,
+    timing_cache: TimingCache = None,
+    builder_optimization_level: OptimizationLevel = None,
+    hardware_compatibility: Compatibility = HardwareCompatibility.none,
 ) -> None:
     """Write a checkpoint as a bundle: the folder that is the deployable detector.
 
     The exported networks, and a short loop with them, are compared with PyTorch. Where they
-    differ by more than a limit, the export fails and leaves nothing behind.
+    differ by more than a limit, the export fails and leaves nothing behind. What `--engine` cannot
+    do on this machine is said before the export begins; where an engine fails afterwards, the
+    bundle stays, complete but for it.
     """
-    batches = _batches(dynamic_batch)
+    batches = parse_batches(dynamic_batch)
+    request = engine_request(
+        engine,
+        target,
+        workspace,
+        timing_cache,
+        builder_optimization_level,
+        hardware_compatibility,
+    )
+    if request is not None:
+        request.check(batches)
 
     from berdiff.runtime.errors import optional
 
@@ -53,13 +89,16 @@ def export(
         meaning, _ = FIGURES[name]
         typer.echo(f"{name:18} {value:9.2e}  limit {limits[name]:.0e}  {meaning}")
     typer.echo(f"bundle: {output}")
+    if request is not None:
+        _build(request, bundle, batches)
 
 
-def _batches(text: str) -> tuple[int, int, int]:
+def _build(request: EngineRequest, bundle: Bundle, batches: tuple[int, int, int]) -> None:
+    from berdiff.runtime.errors import BackendError
+
     try:
-        smallest, usual, largest = (int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(
-            f"expected three numbers like 1,8,32, got {text!r}", param_hint="--dynamic-batch"
-        ) from None
-    return smallest, usual, largest
+        request.build(bundle, batches)
+    except BackendError as error:
+        raise BackendError(
+            f"{error}\n{bundle.path} is complete and can be used; it only lacks this engine"
+        ) from error

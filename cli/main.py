@@ -11,6 +11,7 @@ from berdiff import __version__
 from berdiff.runtime.errors import BerdiffError, PartialFailure
 
 from .bench import bench
+from .build import build
 from .calibrate import calibrate
 from .demo import demo
 from .evaluate import evaluate
@@ -56,6 +57,7 @@ app.command("phantoms")(phantoms)
 app.command("train")(train)
 app.command("import")(import_checkpoint)
 app.command("export")(export)
+app.command("build")(build)
 app.command("verify")(verify)
 app.command("info")(info)
 app.command("calibrate")(calibrate)

@@ -28,7 +28,6 @@ from .store import (
     StoredEngine,
     engine_key,
     platform_here,
-    precision_of,
     read_engine,
     sidecar_text,
 )
@@ -89,10 +88,10 @@ def build_engines(
     MissingDependency
         If the library is not installed.
     """
-    check_target(library, target)
     options = options or BuildOptions(bundle.manifest.dynamic_batch)
-    trt, gpu = _ready(library, device)
-    _check_options(library, trt, options, timing_cache)
+    trt, gpu = check_build(
+        library, target=target, options=options, device=device, timing_cache=timing_cache
+    )
     chosen = target or (PORTABLE if gpu is None else gpu.architecture)
     key = engine_key(bundle, library, chosen, gpu, options)
     folder = bundle.path / ENGINES_FOLDER / key
@@ -107,6 +106,29 @@ def build_engines(
             folder.parent.rmdir()
         raise
     return Built(read_engine(folder), new=True)
+
+
+def check_build(
+    library: Library,
+    *,
+    target: str | None,
+    options: BuildOptions,
+    device: str = "cuda:0",
+    timing_cache: Path | None = None,
+) -> tuple[ModuleType, Gpu | None]:
+    """Refuse what the library or this machine cannot do, before any work is done.
+
+    Parameters are those of `build_engines`, and so are the errors.
+
+    Returns
+    -------
+    ModuleType, Gpu or None
+        The loaded library, and the GPU it will build on, where it needs one.
+    """
+    check_target(library, target)
+    trt, gpu = _ready(library, device)
+    _check_options(library, trt, options, timing_cache)
+    return trt, gpu
 
 
 def _stored(folder: Path) -> StoredEngine | None:
@@ -132,7 +154,7 @@ def _write(job: Job, folder: Path, key: str) -> None:
             key=key,
             library=job.library.name,
             library_version=job.library.version,
-            precision=precision_of(job.bundle),
+            precision=job.bundle.manifest.precision,
             target=job.target,
             platform=platform_here(),
             gpu=job.gpu,
@@ -165,7 +187,7 @@ def _ready(library: Library, device: str) -> tuple[ModuleType, Gpu | None]:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        raise BackendError(". Besides, ".join(str(problem) for problem in problems))
+        raise BackendError(". Besides, ".join(str(problem).rstrip(".") for problem in problems))
     assert trt is not None
     return trt, gpu
 
@@ -201,7 +223,7 @@ def _check_options(
 
 def _check_precision(bundle: Bundle, denoiser: NetworkEngine) -> None:
     """Refuse engines of a bundle whose denoiser is not in the bundle's precision."""
-    precision = precision_of(bundle)
+    precision = bundle.manifest.precision
     wanted, total = TYPE_OF[precision], sum(denoiser.compute.values())
     if 2 * denoiser.compute.get(wanted, 0) <= total:
         raise BackendError(

@@ -18,7 +18,7 @@ from . import inspection
 from .gpu import Gpu
 from .library import TENSORRT_RTX, BuildLog, Library, make_logger
 from .options import PORTABLE, BuildOptions
-from .store import NetworkEngine, engine_file, onnx_digests, precision_of
+from .store import NetworkEngine, engine_file, onnx_digests
 
 # Called with the network, what is being done to it, and how far that is, from 0 to 1.
 Progress = Callable[[str, str, float], None]
@@ -78,7 +78,7 @@ def build_network(job: Job, network: str, folder: Path) -> NetworkEngine:
     if serialized is None:
         raise BackendError(
             f"{job.library.name} {job.trt.__version__} cannot build the {network} for "
-            f"{job.target} in {precision_of(job.bundle)}: {log.reasons()}"
+            f"{job.target} in {job.bundle.manifest.precision}: {log.reasons()}"
         )
     seconds = time.perf_counter() - started
     warnings = _checked_warnings(network, log)

@@ -168,11 +168,6 @@ def onnx_digests(bundle: Bundle) -> dict[str, str]:
     return {Path(name).stem: bundle.manifest.files[name].sha256 for name in GRAPHS}
 
 
-def precision_of(bundle: Bundle) -> str:
-    """Precision of a bundle's graphs."""
-    return str(getattr(bundle.manifest, "precision", "fp32"))
-
-
 def engine_key(
     bundle: Bundle, library: Library, target: str, gpu: Gpu | None, options: BuildOptions
 ) -> str:
@@ -180,7 +175,7 @@ def engine_key(
     parts = [library.name, library.version, target]
     if gpu is not None and options.hardware_compatibility == "none":
         parts.append(re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-"))
-    parts += [precision_of(bundle), "b" + "-".join(map(str, options.dynamic_batch))]
+    parts += [bundle.manifest.precision, "b" + "-".join(map(str, options.dynamic_batch))]
     where = None if library is TENSORRT_RTX else platform_here()
     identity = [*parts, where, asdict(options), sorted(onnx_digests(bundle).items())]
     return "-".join([*parts, hashlib.sha256(repr(identity).encode()).hexdigest()[:12]])
@@ -268,8 +263,8 @@ def misfit(sidecar: Sidecar, bundle: Bundle, library: Library, gpu: Gpu) -> str 
     """Say why an engine of a bundle must not run with this library on this GPU, if so."""
     if sidecar.library_version != library.version:
         return f"built by {library.name} {sidecar.library_version}, here is {library.version}"
-    if sidecar.precision != precision_of(bundle):
-        return f"built in {sidecar.precision}, the bundle is in {precision_of(bundle)}"
+    if sidecar.precision != bundle.manifest.precision:
+        return f"built in {sidecar.precision}, the bundle is in {bundle.manifest.precision}"
     for network, digest in onnx_digests(bundle).items():
         if sidecar.networks[network].onnx_sha256 != digest:
             return f"built from another {network}.onnx"
