@@ -126,6 +126,12 @@ def check_build(
         The loaded library, and the GPU it will build on, where it needs one.
     """
     check_target(library, target)
+    smallest, usual, largest = options.dynamic_batch
+    if smallest != 1:
+        raise BackendError(
+            f"got batches from {smallest}, expected from 1: the last batch of a scan may hold a "
+            f"single slice; give --dynamic-batch 1,{usual},{largest}"
+        )
     trt, gpu = _ready(library, device)
     _check_options(library, trt, options, timing_cache)
     return trt, gpu

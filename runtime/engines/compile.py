@@ -16,6 +16,7 @@ from ..errors import BackendError
 from ..files import sha256_file, write_atomic
 from . import inspection
 from .gpu import Gpu
+from .graph import products
 from .library import TENSORRT_RTX, BuildLog, Library, make_logger
 from .options import PORTABLE, BuildOptions
 from .store import NetworkEngine, engine_file, onnx_digests
@@ -83,7 +84,7 @@ def build_network(job: Job, network: str, folder: Path) -> NetworkEngine:
     seconds = time.perf_counter() - started
     warnings = _checked_warnings(network, log)
     if job.timing_cache is not None:
-        write_atomic(job.timing_cache, bytes(config.get_timing_cache().serialize()))
+        write_atomic(job.timing_cache, bytes(cache.serialize()))
     del parser, cache, monitor
     file = engine_file(folder, network)
     file.write_bytes(serialized)
@@ -204,7 +205,7 @@ def _inspect(
     seconds: float,
 ) -> NetworkEngine:
     """Look at what was built: from the engine where one can be opened, else from the build log."""
-    expected = inspection.products(job.trt, graph)
+    expected = products(job.trt, graph)
     scratch = inspection.memory_from_log(log.facts, "Activation")
     if job.gpu is None:
         layers = inspection.layers_from_log(log.facts)

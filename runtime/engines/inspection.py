@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from types import ModuleType
 from typing import Any
 
 from ..errors import BackendError
@@ -28,7 +27,7 @@ _TYPE = re.compile(rf"\b({'|'.join(sorted(_NAMES, key=len, reverse=True))})\b", 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "int8": 1, "uint8": 1,
           "int32": 4, "int64": 8, "bool": 1}  # fmt: skip
 # Types products are computed in, narrow to wide.
-_WIDTHS = ("int8", "float8", "float16", "bfloat16", "float32")
+WIDTHS = ("int8", "float8", "float16", "bfloat16", "float32")
 
 _LAYER = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: (?P<inputs>.*?), "
@@ -36,7 +35,7 @@ _LAYER = re.compile(
 )
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[(.*?)\].*?Datatype: (\w+)")
 _IO = re.compile(r"Name: (.*?), IOMode: (\w+), DataType: (\w+)")
-_ONNX = re.compile(r"\[ONNX Layer: (.*?)\]")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 # Layers that hold a product, by kind or, where a compiler made them, by name.
 _PRODUCT = re.compile(r"corr|conv|gemm|mat_?mul|matrix|mha|fusion|cask|myl_\w*Fc", re.IGNORECASE)
 _COPIES = ("Reformat", "NoOp", "Constant")
@@ -63,12 +62,12 @@ class Layer:
 
     def type(self) -> str | None:
         """Type a product of this layer is computed in: the wider of weights and data."""
-        data = [tensor.type for tensor in self.inputs if tensor.type in _WIDTHS]
-        weights = [t for t in self.constants if t.elements > 1 and t.type in _WIDTHS]
-        found = [min(data, key=_WIDTHS.index)] if data else []
+        data = [tensor.type for tensor in self.inputs if tensor.type in WIDTHS]
+        weights = [t for t in self.constants if t.elements > 1 and t.type in WIDTHS]
+        found = [min(data, key=WIDTHS.index)] if data else []
         if weights:
             found.append(max(weights, key=lambda tensor: tensor.elements).type)
-        return max(found, key=_WIDTHS.index) if found else None
+        return max(found, key=WIDTHS.index) if found else None
 
 
 def layers_from_log(messages: Iterable[str]) -> list[Layer]:
@@ -81,7 +80,7 @@ def layers_from_log(messages: Iterable[str]) -> list[Layer]:
                 tuple(_tensor(*parts) for parts in _TENSOR.findall(match[section] or ""))
                 for section in ("inputs", "constants")
             )
-            onnx = frozenset(_ONNX.findall(line))
+            onnx = frozenset(onnx_nodes(line))
             found.append(Layer(match["name"], match["kind"], onnx, inputs, constants))
     return found
 
@@ -118,49 +117,15 @@ def memory_from_log(messages: Iterable[str], what: str) -> int | None:
     return int(found[-1]) if found else None
 
 
+def onnx_nodes(metadata: str) -> list[str]:
+    """Read the ONNX nodes that a layer's metadata names."""
+    return _ONNX_NODE.findall(metadata)
+
+
 def type_name(text: str) -> str:
     """Name a type as NumPy would, from the words of a library: "Half" is "float16"."""
     match = _TYPE.search(text)
     return _NAMES[match[1].lower()] if match else text
-
-
-def products(trt: ModuleType, network: Any) -> dict[str, str]:
-    """Type of every convolution and matrix product of a parsed network, by ONNX node.
-
-    Parameters
-    ----------
-    trt : module
-        The library.
-    network : INetworkDefinition
-        Strongly typed: its types are those that the engine must have.
-    """
-    kinds = trt.LayerType
-    shaping = (kinds.SHUFFLE, kinds.SLICE, kinds.CONCATENATION, kinds.IDENTITY)
-    shaping += tuple(getattr(kinds, n) for n in ("SQUEEZE", "UNSQUEEZE") if hasattr(kinds, n))
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    maker = {
-        layer.get_output(index).name: layer
-        for layer in layers
-        for index in range(layer.num_outputs)
-    }
-
-    def operand(tensor: Any) -> str:
-        """Type of what a product reads: that before dequantisation, where there is one."""
-        layer = maker.get(tensor.name)
-        while layer is not None and layer.type in shaping:
-            tensor = layer.get_input(0)
-            layer = maker.get(tensor.name)
-        if layer is not None and layer.type == kinds.DEQUANTIZE:
-            tensor = layer.get_input(0)
-        return type_name(tensor.dtype.name)
-
-    found = {}
-    for layer in layers:
-        if layer.type in (kinds.CONVOLUTION, kinds.DECONVOLUTION, kinds.MATRIX_MULTIPLY):
-            types = [operand(layer.get_input(index)) for index in range(min(layer.num_inputs, 2))]
-            name = (_ONNX.findall(layer.metadata) or [layer.name])[0]
-            found[name] = max(types, key=_WIDTHS.index)
-    return found
 
 
 def computed_types(expected: Mapping[str, str], layers: list[Layer], what: str) -> dict[str, int]:
@@ -169,7 +134,7 @@ def computed_types(expected: Mapping[str, str], layers: list[Layer], what: str) 
     Parameters
     ----------
     expected : mapping of str to str
-        From `products`.
+        From `berdiff.runtime.engines.graph.products`.
     layers : list of Layer
         Of the engine.
     what : str
@@ -250,7 +215,7 @@ def _layer_from_json(item: Mapping[str, Any]) -> Layer:
     if isinstance(weights, Mapping) and weights.get("Count"):
         # Named by the layer: older inspectors do not name weights.
         constants.append(Tensor(name, type_name(str(weights.get("Type"))), int(weights["Count"])))
-    kind, onnx = str(item.get("LayerType", "")), _ONNX.findall(str(item.get("Metadata", "")))
+    kind, onnx = str(item.get("LayerType", "")), onnx_nodes(str(item.get("Metadata", "")))
     if not onnx and kind not in _COPIES:
         onnx = re.split(r" \+ | \|\| ", name)
     return Layer(name, kind, frozenset(onnx), tuple(tensors("Inputs")), tuple(constants))
@@ -269,4 +234,4 @@ def _type_of(node: str, layers: list[Layer]) -> str | None:
     if not types:
         return None
     # Beside the product itself, layers before and after it name the node too and may be wider.
-    return (max if holding else min)(types, key=_WIDTHS.index)
+    return (max if holding else min)(types, key=WIDTHS.index)
