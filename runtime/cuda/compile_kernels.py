@@ -47,7 +47,20 @@ CUDA_12 = Compiler("nvidia-cuda-nvrtc-cu12", "12.6.85", 12)
 CUDA_13 = Compiler("nvidia-cuda-nvrtc", "13.0.88", 13)
 
 
-def compile_kernels() -> Iterator[tuple[str, bytes]]:
+def load_compilers() -> dict[int, Nvrtc]:
+    """Load the compilers, by major version of CUDA.
+
+    Raises
+    ------
+    MissingDependency
+        If a compiler is not installed.
+    BerdiffError
+        If a compiler has another version.
+    """
+    return {compiler.cuda: Nvrtc(compiler) for compiler in (CUDA_12, CUDA_13)}
+
+
+def compile_kernels(compilers: dict[int, Nvrtc]) -> Iterator[tuple[str, bytes]]:
     """Compile ``loop.cu`` for every target.
 
     Yields
@@ -59,13 +72,10 @@ def compile_kernels() -> Iterator[tuple[str, bytes]]:
 
     Raises
     ------
-    MissingDependency
-        If a compiler is not installed.
     BerdiffError
-        If a compiler has another version, or does not accept the source.
+        If a compiler does not accept the source.
     """
     source = SOURCE.read_bytes()
-    compilers = {compiler.cuda: Nvrtc(compiler) for compiler in (CUDA_12, CUDA_13)}
     yield PTX, compilers[12].compile(source, "compute_75")
     for capability, (cuda, _) in CUBINS.items():
         architecture = "sm_{}{}".format(*capability)
@@ -127,5 +137,5 @@ class Nvrtc:
 
 
 if __name__ == "__main__":
-    for name, content in compile_kernels():
+    for name, content in compile_kernels(load_compilers()):
         SOURCE.with_name(name).write_bytes(content)
