@@ -2,12 +2,14 @@
 #
 #   make demo     find anomalies in made-up head scans with the detector that ships in the package
 #   make test     lint, types, tests, documentation
+#   make bench    time the CPU engines beside PyTorch (a quarter of an hour, two cores)
+#   make bench-gpu    the same on an NVIDIA GPU, with every engine that can be installed
 #   make pretrained   train the detector that ships in the package anew (under an hour, one core)
 #   make clean    remove what make made
 #
 # PYTHON    the interpreter that makes the environment (3.10 or newer)
 # PIP_ARGS  handed to pip as it is, for example the package index or wheel folder to use
-# ARGS      handed to pytest or to `berdiff demo`
+# ARGS      handed to pytest, to `berdiff demo` or to benchmarks/engines.py
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,13 +25,24 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
     --constraint constraints.txt $(PIP_ARGS)
 DEMO_READY := $(VENV)/.ready-demo
 DEV_READY := $(VENV)/.ready-dev
+# Of its own, since onnxruntime and onnxruntime-gpu provide the same module.
+GPU_VENV ?= .venv-gpu
+GPU_READY := $(GPU_VENV)/.ready
+GPU_INSTALL = $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check --no-compile \
+    --constraint $(GPU_VENV)/constraints.txt $(PIP_ARGS)
 
-.PHONY: demo pretrained test lint format types pytest docs clean
+.PHONY: demo bench bench-gpu pretrained test lint format types pytest docs clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO_READY)
 	rm -rf berdiff-demo
 	$(BIN)/berdiff demo $(ARGS)
+
+bench: $(DEMO_READY)
+	$(BIN)/python benchmarks/engines.py --device cpu $(ARGS)
+
+bench-gpu: $(GPU_READY)
+	$(GPU_VENV)/bin/python benchmarks/engines.py --device cuda:0 $(ARGS)
 
 # The recipe of berdiff/pretrained/phantom.
 pretrained: $(DEMO_READY)
@@ -39,6 +52,15 @@ pretrained: $(DEMO_READY)
 	cp -r build/phantom/checkpoint berdiff/pretrained/phantom
 
 test: lint docs types pytest
+
+# PyTorch with CUDA names its own versions of NVIDIA's libraries. TensorRT's wheels fetch theirs from
+# NVIDIA at installation: where that fails, the benchmark says so and goes on without it.
+$(GPU_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv $(GPU_VENV)
+	grep -v '^nvidia-' constraints.txt > $(GPU_VENV)/constraints.txt
+	$(GPU_INSTALL) --editable '.[gpu,rtx,export,report]' 'onnxruntime-gpu[cuda,cudnn]'
+	-$(GPU_INSTALL) --editable '.[tensorrt]'
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("berdiff needs Python 3.10 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12") if sys.version_info < (3, 10) else None'
@@ -80,4 +102,4 @@ docs: build/installed
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) berdiff-demo build dist site berdiff.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(GPU_VENV) berdiff-demo build dist site berdiff.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -112,7 +112,9 @@ def contenders(
             folder = bundles[precision]
             problem = folder if isinstance(folder, str) else None
             if problem is None and gpu:
-                problem = prepare.engine(Path(folder), backend, max(options.batch_sizes))
+                problem = prepare.engine(
+                    Path(folder), backend, options.device, max(options.batch_sizes)
+                )
             if problem is not None:
                 left_out[name] = problem
                 continue
@@ -175,10 +177,15 @@ def peak(options: argparse.Namespace, gpu: str | None) -> Peak:
 
 def main() -> None:
     options = arguments()
+    gpus = {gpu.device: gpu.name for gpu in driver().gpus}
+    if options.device != "cpu" and options.device not in gpus:
+        sys.exit(
+            f"there is no '{options.device}' here: {driver().problem or ', '.join(gpus)}; "
+            "`berdiff info --system` says what is missing. On the CPU: --device cpu"
+        )
     options.work.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    gpus = {gpu.device: gpu.name for gpu in driver().gpus}
-    gpu = None if options.device == "cpu" else gpus.get(options.device, "")
+    gpu = None if options.device == "cpu" else gpus[options.device]
     checkpoint = options.checkpoint or prepare.checkpoint(options.work / "checkpoint")
     network = prepare.network(checkpoint)
     left_out: dict[str, str] = {}

@@ -26,11 +26,13 @@ from pathlib import Path
 import torch
 from berdiff.autoencoder import BinaryAutoencoder
 from berdiff.checkpoint import save_checkpoint
+from berdiff.config import ModelConfig
 from berdiff.denoiser import Denoiser
-from berdiff.training_config import load_preset
+from berdiff.runtime.preprocessing import Preprocessing
 
 torch.manual_seed(0)
-config = load_preset("brats").model
+images = Preprocessing(channels=4, modalities=("t1", "t1ce", "t2", "flair"), size=(256, 256))
+config = ModelConfig(images, name="published architecture, random weights")
 networks = BinaryAutoencoder(config.autoencoder), Denoiser(config.denoiser)
 for network in networks:
     for name, tensor in network.named_parameters():
@@ -170,12 +172,16 @@ def _heads(folder: Path) -> Path:
     return folder / "images"
 
 
-def engine(folder: Path, backend: str, largest: int) -> str | None:
+def engine(folder: Path, backend: str, device: str, largest: int) -> str | None:
     """Build a bundle's engines where the backend needs some; or say why that failed."""
     if backend not in LIBRARIES:
         return None
     command = [BERDIFF, "build", str(folder), "--engine", backend]
-    return _failure([*command, "--dynamic-batch", f"1,{max(1, largest // 2)},{largest}"])
+    command += ["--dynamic-batch", f"1,{max(1, largest // 2)},{largest}"]
+    if backend == "tensorrt":
+        cache = folder.parent / "tensorrt.timing"
+        command += ["--device", device, "--timing-cache", str(cache)]
+    return _failure(command)
 
 
 def _failure(command: list[str]) -> str | None:
