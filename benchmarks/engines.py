@@ -187,7 +187,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     gpu = None if options.device == "cpu" else gpus[options.device]
     checkpoint = options.checkpoint or prepare.checkpoint(options.work / "checkpoint")
-    network = prepare.network(checkpoint)
+    network = prepare.network(checkpoint, options.work / "network.json")
     left_out: dict[str, str] = {}
     specs = list(contenders(options, checkpoint, left_out))
     best = peak(options, gpu)

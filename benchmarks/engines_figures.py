@@ -54,9 +54,9 @@ class Peak:
     source: str
 
 
-def _datasheet(tf32: float, half: float, int8: float, gbs: float) -> Peak:
+def _datasheet(tf32: float, half: float, int8: float, gbs: float, of: str = "") -> Peak:
     tflops = {"fp32": tf32, "fp16": half, "bf16": half, "int8": int8}
-    return Peak(tflops, gbs, "data sheet, dense, fp32 as TF32")
+    return Peak(tflops, gbs, f"data sheet{of}, dense, fp32 as TF32")
 
 
 # By what the driver's name of the GPU contains; the first that fits counts.
@@ -73,8 +73,10 @@ PEAKS = {
     "L4": _datasheet(60, 121, 242, 300),
     "RTX 6000 Ada": _datasheet(182, 364, 728, 960),
     "RTX 4090": _datasheet(83, 165, 661, 1008),
-    # The GPU alone, without the DLA: 2048 operations per clock and multiprocessor at 1.3 GHz.
-    "Orin": _datasheet(21, 43, 85, 205),
+    # Half of what is given as sparse, without the DLA; the smaller boards have the same name.
+    "Orin": _datasheet(21, 43, 85, 205, " of AGX Orin 64 GB"),
+    # From the sparse FP4, each doubling of the width halving it.
+    "Thor": _datasheet(129, 259, 517, 273, " of AGX Thor, from its FP4"),
 }
 
 
