@@ -1,11 +1,11 @@
 """Engine backends behind one protocol, and the registry they are opened from.
 
-A backend is one module here with two functions: ``devices()``, which lists the devices it can use
-on this machine (or raises a `BerdiffError` saying why it cannot be used at all), and
+A backend is one module here with three functions: ``devices()``, which lists the devices it can
+use on this machine (or raises a `BerdiffError` saying why it cannot be used at all),
+``obstacle()``, which says why there is no GPU among them, if so, and
 ``open(bundle, device, threads)``, which returns a `Backend`. Devices are "cpu" and "cuda:0",
-"cuda:1" and so on. Adding one means adding the module and
-its line in `BACKENDS`; the contract every backend has to meet is tested in
-``tests/runtime/test_backend_contract.py``.
+"cuda:1" and so on. Adding one means adding the module and its line in `BACKENDS`; the contract
+every backend has to meet is tested in ``tests/runtime/test_backend_contract.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from ..errors import BackendError, BerdiffError
 FloatArray = NDArray[np.float32]
 
 # Name as users write it -> module in this package.
-BACKENDS = {"onnxruntime": "onnxruntime"}
+BACKENDS = {
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 
 
 class Backend(Protocol):
@@ -99,6 +103,12 @@ def available() -> dict[str, Availability]:
     return found
 
 
+def gpu_obstacle(name: str) -> str | None:
+    """Say why a backend can use no GPU of this machine, if so."""
+    found: str | None = _module(name).obstacle()
+    return found
+
+
 def open_backend(
     bundle: Bundle, name: str = "onnxruntime", device: str = "cpu", threads: int | None = None
 ) -> Backend:
@@ -133,9 +143,10 @@ def open_backend(
     module = _module(name)
     devices = tuple(module.devices())
     if device not in devices:
+        reason = gpu_obstacle(name) if device.startswith("cuda:") else None
         raise BackendError(
             f"backend '{name}' has no device '{device}' on this machine; "
-            f"available are: {', '.join(devices) or 'none'}"
+            f"available are: {', '.join(devices)}" + (f". No GPU: {reason}" if reason else "")
         )
     backend: Backend = module.open(bundle, device, threads)
     return backend

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU and on NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -9,67 +9,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BackendError, optional
+from ..cuda.device import Device, cuda_devices
+from ..errors import BackendError, BerdiffError
+from . import Backend
+from .on_device import open_on_device
+from .onnxruntime_networks import OnnxRuntimeNetworks
+from .onnxruntime_session import PROVIDERS, cuda_obstacle, load, open_session
 
 FloatArray = NDArray[np.float32]
-
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
 
 def devices() -> list[str]:
     """Devices the installed ONNX Runtime can use here."""
-    library = optional("onnxruntime", "cpu")
-    present = library.get_available_providers()
-    return [device for device, provider in _PROVIDERS.items() if provider in present]
+    cpu = ["cpu"] if PROVIDERS["cpu"] in load().get_available_providers() else []
+    return cpu if obstacle() else cpu + cuda_devices()
 
 
-def open(bundle: Bundle, device: str, threads: int | None) -> OnnxRuntimeBackend:  # noqa: A001
+def obstacle() -> str | None:
+    """Say why there is no GPU among `devices`, if so."""
+    try:
+        problem = cuda_obstacle(load())
+        if problem is None:
+            cuda_devices()
+    except BerdiffError as error:
+        problem = str(error)
+    return problem
+
+
+def open(bundle: Bundle, device: str, threads: int | None) -> Backend:  # noqa: A001
     """Open a bundle; see `berdiff.runtime.backends.open_backend`."""
-    return OnnxRuntimeBackend(bundle, device, threads)
+    if device == "cpu":
+        return OnnxRuntimeBackend(bundle, threads)
+    return open_on_device("onnxruntime", bundle, device, open_networks)
+
+
+def open_networks(bundle: Bundle, device: Device) -> OnnxRuntimeNetworks:
+    """Open a bundle's networks for the loop on a GPU."""
+    return OnnxRuntimeNetworks(bundle, device)
 
 
 class OnnxRuntimeBackend:
-    """One session per network.
+    """The networks on the CPU, one session each.
 
     Parameters
     ----------
     bundle : Bundle
         Opened bundle.
-    device : str
-        "cpu".
     threads : int or None
         Threads per operator; None takes one per physical core.
+
+    Raises
+    ------
+    BackendError
+        If a graph cannot be loaded, or the bundle's precision is one that ONNX Runtime has no
+        convolutions for on a CPU.
     """
 
     name = "onnxruntime"
+    device = "cpu"
 
-    def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
-        self._library = optional("onnxruntime", "cpu")
-        self.device = device
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        self._library = load()
         self._threads = threads
         self._num_timesteps = bundle.manifest.schedule.num_timesteps
+        if bundle.manifest.precision == "bf16":
+            raise BackendError(
+                f"{bundle.path} is in bf16, for which ONNX Runtime has no convolutions on the "
+                "CPU; export the checkpoint with --precision fp32, fp16 or int8, or run this "
+                "bundle on a GPU"
+            )
         self._sessions = {
-            network: self._open(bundle, f"onnx/{network}.onnx")
+            network: open_session(
+                self._library, bundle.file(f"onnx/{network}.onnx"), PROVIDERS["cpu"], {}, threads
+            )
             for network in ("encoder", "denoiser", "decoder")
         }
-
-    def _open(self, bundle: Bundle, name: str) -> Any:
-        options = self._library.SessionOptions()
-        options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3  # errors only: the library logs to the terminal
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        provider = _PROVIDERS[self.device]
-        path = bundle.file(name)
-        try:
-            session = self._library.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # the library's own exceptions share no public base
-            raise BackendError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-        if session.get_providers()[0] != provider:
-            raise BackendError(
-                f"ONNX Runtime opened {path} on {session.get_providers()[0]} instead of {provider}"
-            )
-        return session
 
     def _run(self, network: str, feeds: dict[str, NDArray[Any]]) -> FloatArray:
         if network not in self._sessions:
@@ -99,7 +113,7 @@ class OnnxRuntimeBackend:
         return {
             "backend": self.name,
             "device": self.device,
-            "provider": _PROVIDERS[self.device],
+            "provider": PROVIDERS["cpu"],
             "onnxruntime": self._library.__version__,
             "threads": "one per core" if self._threads is None else str(self._threads),
         }

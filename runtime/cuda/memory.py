@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from ..errors import BackendError
 from .device import OutOfDeviceMemory
 from .networks import DeviceNetworks
 
 _MIB = 2**20
+# How libraries say it, each in its own words and none by a type of error.
+_EXHAUSTED = (
+    *("out of memory", "outofmemory", "out_of_memory", "memoryallocation"),
+    *("failed to allocate memory", "available memory of", "bad_alloc"),
+)
+
+
+def library_error(message: str) -> BackendError:
+    """Error for what a library has said: `OutOfDeviceMemory` where that is what it means."""
+    text = message.lower()
+    exhausted = any(sign in text for sign in _EXHAUSTED)
+    return OutOfDeviceMemory(message) if exhausted else BackendError(message)
 
 
 def largest_batch(

@@ -1,0 +1,102 @@
+"""Sessions of ONNX Runtime that run on the provider asked for, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..cuda.memory import library_error
+from ..errors import BackendError, optional
+from .shared_libraries import missing_libraries
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+_ERRORS_ONLY = 3  # the library logs to the terminal
+
+
+def load() -> ModuleType:
+    """Import the library."""
+    return optional("onnxruntime", "cpu")
+
+
+def open_session(
+    library: Any,
+    path: Path,
+    provider: str,
+    provider_options: Mapping[str, str],
+    threads: int | None = None,
+) -> Any:
+    """Open a graph with every node on one provider.
+
+    Parameters
+    ----------
+    library : module
+        ONNX Runtime.
+    path : Path
+        ONNX file.
+    provider : str
+        One of `PROVIDERS`.
+    provider_options : mapping of str to str
+        Its options.
+    threads : int, optional
+        CPU threads per operator; None takes one per physical core.
+
+    Raises
+    ------
+    BackendError
+        If the library refuses the graph, or would run it elsewhere.
+    """
+    options = library.SessionOptions()
+    options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if provider != PROVIDERS["cpu"]:
+        options.use_deterministic_compute = True
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    providers = [(provider, dict(provider_options))]
+    try:
+        session = library.InferenceSession(
+            str(path), options, providers=providers, enable_fallback=0
+        )
+    except Exception as error:  # the library's own exceptions share no public base
+        raise library_error(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(
+            f"ONNX Runtime opened {path} on {session.get_providers()[0]} instead of {provider}"
+        )
+    return session
+
+
+def cuda_obstacle(library: Any) -> str | None:
+    """Say why the installed ONNX Runtime cannot use any GPU, if so.
+
+    It would not say so itself, but compute on the CPU.
+    """
+    if PROVIDERS["cuda"] not in library.get_available_providers():
+        return (
+            f"the installed ONNX Runtime {library.__version__} has no CUDA provider; replace it: "
+            "pip uninstall onnxruntime && pip install 'berdiff[gpu]'"
+        )
+    if hasattr(library, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
+            library.preload_dlls()
+    folder = Path(library.__file__).parent / "capi"
+    missing = [
+        name
+        for file in folder.glob("libonnxruntime_providers_cuda.so")
+        for name in missing_libraries(file)
+    ]
+    if not missing:
+        return None
+    version = getattr(library, "cuda_version", None) or "the version it was built for"
+    return (
+        f"the CUDA provider of ONNX Runtime {library.__version__} needs libraries that are not "
+        f"found: {', '.join(missing)}; install CUDA {version} and cuDNN, or: "
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
