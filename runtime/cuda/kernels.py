@@ -67,6 +67,7 @@ CUBINS = {
     (12, 1): (13, 0),
 }
 PTX = "loop.ptx"
+_FOLDER = Path(__file__).parent
 
 
 def cubin_name(compute_capability: tuple[int, int]) -> str:
@@ -101,6 +102,3 @@ def load_image(
     if oldest is None or (driver_version is not None and driver_version < oldest):
         return (_FOLDER / PTX).read_bytes() + b"\0"
     return (_FOLDER / cubin_name(compute_capability)).read_bytes()
-
-
-_FOLDER = Path(__file__).parent
