@@ -219,7 +219,8 @@ class CudaDevice:
     def _load_kernels(self) -> dict[str, Any]:
         from .kernels import SIGNATURES, load_image
 
-        image = load_image(self.compute_capability)
+        version = int(_checked(_driver().cuDriverGetVersion()))  # 12080 for CUDA 12.8
+        image = load_image(self.compute_capability, (version // 1000, version % 1000 // 10))
         # An ELF file is machine code for this very GPU; anything else is PTX.
         load = self._core.ObjectCode.from_cubin
         if not image.startswith(b"\x7fELF"):
