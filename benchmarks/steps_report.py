@@ -84,14 +84,13 @@ def table(main: Curve, others: list[Curve]) -> str:
     return "\n".join(lines)
 
 
-def spacing_table(curve: Curve) -> str:
+def spacing_table(curve: Curve, spacings: list[str]) -> str:
     """Other gaps: paired differences of pixel AP from equal gaps, of as many steps."""
-    spacings = sorted({spacing for _, spacing, _ in curve.rows} - {"uniform"})
     lines = [f"| L | steps | {' | '.join(spacings)} |", "|---" * (2 + len(spacings)) + "|"]
     for level in curve.levels():
         for steps in curve.steps(level):
             keys = [(level, name, steps) for name in spacings]
-            if all(key in curve.rows for key in keys):
+            if all(key in curve.rows for key in keys):  # else only equal gaps were measured
                 uniform_key = (level, "uniform", steps)
                 cells = [curve.difference(key, "pixel_ap", uniform_key) for key in keys]
                 lines.append(f"| {level} | {steps} | {' | '.join(cells)} |")
@@ -115,7 +114,7 @@ def draw(path: Path, curves: list[Curve]) -> None:
             bars = np.abs(bars.T - (values - values[0]))
             x = np.array(steps) * 1.04 ** (number - 1.5)  # so that bars do not overlap
             axes.errorbar(x, values, bars, marker="o", ms=3.5, capsize=2, label=f"L = {level}")
-        counts = curve.steps(max(curve.levels()))
+        counts = sorted({steps for level, _, steps in curve.rows if level})
         axes.set_xscale("log")
         axes.set_xticks(counts, [str(count) for count in counts], minor=False)
         axes.set_xticks([], minor=True)
@@ -138,11 +137,10 @@ def report(folder: Path) -> None:
     text = [
         subject_line,
         table(main, [Curve(rows, "squared" + SMOOTHED), change]),
-        f"Other spacings, pixel AP: {main.map}",
-        spacing_table(main),
-        f"Other spacings, pixel AP: {change.map}",
-        spacing_table(change),
     ]
+    spacings = sorted({spacing for _, spacing, _ in rows} - {"uniform"})
+    for curve in (main, change) if spacings else ():
+        text += [f"Other spacings, pixel AP: {curve.map}", spacing_table(curve, spacings)]
     if (folder / "time.json").exists():
         text.append(time_table(json.loads((folder / "time.json").read_text())))
     write_atomic(folder / "table.md", ("\n\n".join(text) + "\n").encode())
