@@ -14,7 +14,13 @@ from ..errors import BackendError, BerdiffError
 from . import Backend
 from .on_device import open_on_device
 from .onnxruntime_networks import OnnxRuntimeNetworks
-from .onnxruntime_session import PROVIDERS, cuda_obstacle, load, open_session
+from .onnxruntime_session import (
+    PROVIDERS,
+    library_obstacle,
+    load,
+    open_session,
+    provider_obstacle,
+)
 
 FloatArray = NDArray[np.float32]
 
@@ -28,9 +34,11 @@ def devices() -> list[str]:
 def obstacle() -> str | None:
     """Say why there is no GPU among `devices`, if so."""
     try:
-        problem = cuda_obstacle(load())
+        library = load()
+        problem = provider_obstacle(library)
         if problem is None:
             cuda_devices()
+            problem = library_obstacle(library)
     except BerdiffError as error:
         problem = str(error)
     return problem

@@ -73,16 +73,18 @@ def open_session(
     return session
 
 
-def cuda_obstacle(library: Any) -> str | None:
-    """Say why the installed ONNX Runtime cannot use any GPU, if so.
+def provider_obstacle(library: Any) -> str | None:
+    """Say that the installed ONNX Runtime is not one for GPUs, if so."""
+    if PROVIDERS["cuda"] in library.get_available_providers():
+        return None
+    return (
+        f"the installed ONNX Runtime {library.__version__} has no CUDA provider; replace it: "
+        "pip uninstall onnxruntime && pip install 'berdiff[gpu]'"
+    )
 
-    It would not say so itself, but compute on the CPU.
-    """
-    if PROVIDERS["cuda"] not in library.get_available_providers():
-        return (
-            f"the installed ONNX Runtime {library.__version__} has no CUDA provider; replace it: "
-            "pip uninstall onnxruntime && pip install 'berdiff[gpu]'"
-        )
+
+def library_obstacle(library: Any) -> str | None:
+    """Say which libraries the CUDA provider misses, if any: it would compute on the CPU then."""
     if hasattr(library, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
             library.preload_dlls()

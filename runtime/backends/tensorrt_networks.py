@@ -178,9 +178,11 @@ class TensorRtNetworks:
         return max(sizes)
 
     def _scratch_bytes(self, engine: Any, context: Any) -> int:
+        needed = 0
         if hasattr(context, "update_device_memory_size_for_shapes"):
-            return int(context.update_device_memory_size_for_shapes())
-        return int(engine.device_memory_size_v2)  # for the largest batch
+            needed = int(context.update_device_memory_size_for_shapes())
+        # Where it does not tell what these shapes need: what the largest batch does.
+        return needed or int(engine.device_memory_size_v2)
 
     def prepare(self, batch: int) -> None:
         """Set shapes and give every context the shared scratch memory; see `DeviceNetworks`."""

@@ -211,6 +211,7 @@ def test_missing_libraries_are_the_reason(
         return ["libcublasLt.so.13", "libcurand.so.10"]
 
     monkeypatch.setattr(session_module, "missing_libraries", missing)
+    monkeypatch.setattr(module, "cuda_devices", lambda: ["cuda:0"])
     use(library, monkeypatch)
     assert module.devices() == ["cpu"]
     assert asked == [provider]

@@ -27,8 +27,8 @@ from berdiff.runtime.cuda.device import OutOfDeviceMemory
 from berdiff.runtime.cuda.networks import TENSORS
 from berdiff.runtime.detector import Detector
 from berdiff.runtime.engines.gpu import Gpu
-from berdiff.runtime.engines.library import LIBRARIES, TENSORRT, TENSORRT_RTX, Library
-from berdiff.runtime.errors import BackendError, MissingDependency
+from berdiff.runtime.engines.library import LIBRARIES, TENSORRT_RTX, Library
+from berdiff.runtime.errors import BackendError
 
 MIB = 1 << 20
 ADA = (8, 9)
@@ -357,15 +357,7 @@ def test_a_bundle_that_cannot_be_written_to_works_as_well(
     networks.close()
 
 
-# --- which GPUs ---
-
-
-def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from berdiff.runtime.backends import tensorrt
-
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependency, match=r"berdiff\[tensorrt\]"):
-        tensorrt.devices()
+# --- the stand-in ---
 
 
 def test_the_fake_has_no_name_that_the_real_library_lacks() -> None:
@@ -376,4 +368,3 @@ def test_the_fake_has_no_name_that_the_real_library_lacks() -> None:
         assert lacking in ([], ["HALF"]) or kind is fake.ILogger, kind
     assert real.float32 == real.DataType.FLOAT
     assert real.int64 == real.DataType.INT64
-    assert TENSORRT.module == "tensorrt"
