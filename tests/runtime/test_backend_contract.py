@@ -33,10 +33,7 @@ DEVICES = {
     "tensorrt-rtx": ("cuda:0",),
 }
 # Precisions it has no convolutions for.
-WITHOUT: dict[tuple[str, str], tuple[Precision, ...]] = {
-    ("onnxruntime", "cpu"): ("bf16",),
-    ("onnxruntime", "cuda:0"): ("bf16",),
-}
+WITHOUT: dict[tuple[str, str], tuple[Precision, ...]] = {("onnxruntime", "cpu"): ("bf16",)}
 
 
 @dataclass(frozen=True)
