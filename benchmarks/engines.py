@@ -30,7 +30,7 @@ import engines_prepare as prepare
 from engines_contenders import Spec, Worker
 from engines_figures import PUBLISHED, Peak, as_json, markdown, peak_of, plot, rows
 
-from berdiff.runtime.backends import available
+from berdiff.runtime.backends import available, gpu_obstacle
 from berdiff.runtime.environment import machine, software
 from berdiff.runtime.nvidia import driver
 
@@ -101,7 +101,8 @@ def contenders(
     bundles: dict[str, Path | str] = {}
     for backend, found in available().items():
         if options.device not in found.devices:
-            left_out[backend] = found.reason or f"has no device '{options.device}' here"
+            reason = (gpu_obstacle(backend) if gpu else None) or found.reason
+            left_out[backend] = reason or f"it has no device '{options.device}' here"
             continue
         for precision in options.precisions:
             name = f"{backend} {precision}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .backends import available
+from .backends import available, gpu_obstacle
 from .engines.library import TENSORRT
 from .engines.options import RTX_TARGETS
 from .environment import machine, software
@@ -47,14 +47,14 @@ class BackendState:
     ----------
     devices : tuple of str
         Devices it can use now.
-    reason : str or None
-        Why it cannot be used, in its own words.
+    gpu_obstacle : str or None
+        Why it can use no GPU here, in its own words.
     missing : tuple of Missing
         What stands between it and the GPU; empty where it uses one.
     """
 
     devices: tuple[str, ...]
-    reason: str | None
+    gpu_obstacle: str | None
     missing: tuple[Missing, ...]
 
 
@@ -132,9 +132,11 @@ def system(root: Path = Path("/"), load: Callable[[], Any] = load_driver) -> Sys
     )
     backends = {}
     for name, found in available().items():
-        on_gpu = any(device.startswith("cuda") for device in found.devices)
-        lacking = () if on_gpu else tuple(_missing(name, facts))
-        backends[name] = BackendState(found.devices, found.reason, lacking)
+        if any(device.startswith("cuda") for device in found.devices):
+            backends[name] = BackendState(found.devices, None, ())
+        else:
+            missing = tuple(_missing(name, facts))
+            backends[name] = BackendState(found.devices, gpu_obstacle(name), missing)
     return System(
         software=installed,
         machine={**machine(), **_memory(root)},

@@ -185,11 +185,12 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
         usable: str | None = None,
         **content: str,
     ) -> dict[str, BackendState]:
-        found = {name: Availability((), "it cannot") for name in system_module._LIBRARY}
+        found = {name: Availability((), "unused") for name in system_module._LIBRARY}
         if usable:
             found[usable] = Availability(("cuda:0",))
         installed = dict(item.split("==") for item in software)
         monkeypatch.setattr(system_module, "available", lambda: found)
+        monkeypatch.setattr(system_module, "gpu_obstacle", lambda _: "it cannot")
         monkeypatch.setattr(system_module, "software", lambda: dict(installed))
         monkeypatch.setattr(system_module, "_providers", lambda: providers)
         monkeypatch.setattr(system_module.importlib.util, "find_spec", lambda _: None)
@@ -210,7 +211,7 @@ def commands(state: BackendState) -> list[str | None]:
 def test_nothing_is_missing_where_a_gpu_is_used(look: Look) -> None:
     states = look(ADA, usable="tensorrt-rtx")
     assert states["tensorrt-rtx"] == BackendState(("cuda:0",), None, ())
-    assert states["tensorrt"].reason == "it cannot"
+    assert states["tensorrt"].gpu_obstacle == "it cannot"
 
 
 def test_a_bare_workstation(look: Look) -> None:
@@ -337,7 +338,7 @@ def test_info_as_text(
     lines = capsys.readouterr().out.splitlines()
     assert "    cuda:0: Orin, sm_87, 62800 MiB shared with the host" in lines
     assert "      TensorRT: sudo apt install python3-libnvinfer" in lines
-    assert "    reason: it cannot" in lines
+    assert "    gpu_obstacle: it cannot" in lines
 
 
 def test_info_as_json_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
