@@ -70,8 +70,8 @@ def build_network(job: Job, network: str, folder: Path) -> NetworkEngine:
     graph = builder.create_network(flag)
     # The library keeps no hold of these three: they have to live until the engine is built.
     parser = _parse(job, network, graph, logger)
-    config = _configure(job, builder, graph)
-    cache = _timing_cache(job, config)
+    config = configure(job, builder, graph)
+    cache = open_timing_cache(job, config)
     config.progress_monitor = monitor = _monitor(job, network, log)
     serialized = builder.build_serialized_network(graph, config)
     if log.interruption is not None:
@@ -103,7 +103,8 @@ def _parse(job: Job, network: str, graph: Any, logger: Any) -> Any:
     return parser
 
 
-def _configure(job: Job, builder: Any, graph: Any) -> Any:
+def configure(job: Job, builder: Any, graph: Any) -> Any:
+    """Make the configuration of a builder from the options of a build."""
     trt, options = job.trt, job.options
     config = builder.create_builder_config()
     # What the inspection reads.
@@ -129,7 +130,7 @@ def _configure(job: Job, builder: Any, graph: Any) -> Any:
     return config
 
 
-def _timing_cache(job: Job, config: Any) -> Any:
+def open_timing_cache(job: Job, config: Any) -> Any:
     """Give the builder what earlier builds have timed, where a file was named for that."""
     if job.timing_cache is None:
         return None
@@ -219,6 +220,7 @@ def _inspect(
         layers = inspection.layers_from_json(information)
         inputs, outputs = _io_of_engine(job.trt, engine)
         scratch = int(engine.device_memory_size_v2)
+    compute = inspection.computed_types(expected, layers, network)
     _check_io(network, inputs, outputs)
     if scratch is None:
         raise BackendError(
@@ -231,7 +233,7 @@ def _inspect(
         size=file.stat().st_size,
         inputs=inputs,
         outputs=outputs,
-        compute=inspection.computed_types(expected, layers, network),
+        compute=compute,
         weights=inspection.weight_bytes_by_type(layers),
         layers=len(layers),
         # The whole file bounds the weights, where the library does not tell.

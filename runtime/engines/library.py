@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -112,16 +114,44 @@ class BuildLog:
 
 
 def make_logger(trt: ModuleType, log: BuildLog) -> Any:
-    """Make a logger of the library that writes into `log`; it must outlive what is given it."""
+    """Let `log` take in what a library says from now on, for as long as `log` exists.
 
+    A library has one logger per process: while anything of it is alive, it ignores every other. So
+    there is one here, which passes on to all who listen; each also hears what the others caused.
+
+    Returns
+    -------
+    ILogger
+        The logger to give to the library's objects.
+    """
+    with _LOCK:
+        logger = _LOGGERS.get(trt.ILogger)
+        if logger is None:
+            logger = _LOGGERS[trt.ILogger] = _logger(trt)
+        logger.listeners = (
+            *(listener for listener in logger.listeners if listener() is not None),
+            weakref.ref(log),
+        )
+    return logger
+
+
+_LOCK = threading.Lock()
+_LOGGERS: dict[type, Any] = {}
+
+
+def _logger(trt: ModuleType) -> Any:
     class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.listeners: tuple[weakref.ref[BuildLog], ...] = ()
 
         def log(self, severity: Any, message: str) -> None:
-            try:
-                log.note(severity.name, message)
-            except BaseException as error:  # must not travel through the library
-                log.interruption = error
+            for listener in self.listeners:
+                log = listener()
+                if log is not None:
+                    try:
+                        log.note(severity.name, message)
+                    except BaseException as error:  # must not travel through the library
+                        log.interruption = error
 
     return Logger()
