@@ -178,10 +178,8 @@ class TensorRtNetworks:
         return max(sizes)
 
     def _scratch_bytes(self, engine: Any, context: Any) -> int:
-        needed = 0
-        if hasattr(context, "update_device_memory_size_for_shapes"):
-            needed = int(context.update_device_memory_size_for_shapes())
-        # Where it does not tell what these shapes need: what the largest batch does.
+        # 0 where it cannot tell what these shapes need: then what the largest batch does.
+        needed = int(context.update_device_memory_size_for_shapes())
         return needed or int(engine.device_memory_size_v2)
 
     def prepare(self, batch: int) -> None:
