@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from berdiff.runtime.backends import available
+from berdiff.runtime.nvidia import driver
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -251,24 +254,35 @@ def test_what_is_timed_on_a_cpu(
 
 
 @pytest.mark.slow
-def test_a_small_run_from_beginning_to_end(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "engines.py"), "--device", "cpu"]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_a_small_run_from_beginning_to_end(
+    device: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    if device not in ("cpu", *(gpu.device for gpu in driver().gpus)):
+        pytest.skip(driver().problem or "no such GPU")
+    command = [sys.executable, str(ROOT / "benchmarks" / "engines.py"), "--device", device]
     command += ["--checkpoint", str(tiny_checkpoint), "--work", str(tmp_path), "--threads", "1"]
     command += ["--batch-sizes", "1,2", "--rounds", "2", "--steps", "3", "--noise-level", "50"]
     command += ["--precisions", "fp32", "--peak", "fp32=0.1", "--bandwidth", "10"]
     subprocess.run(command, check=True, capture_output=True)
     result = json.loads((tmp_path / "engines.json").read_text())
-    assert [(row["batch"], row["contender"]) for row in result["rows"]] == [
-        (batch, name)
-        for batch in (1, 2)
-        for name in ("PyTorch eager, one at a time", "PyTorch eager fp32", "onnxruntime fp32")
-    ]
-    assert [row["images"] for row in result["rows"]] == [1, 1, 1, 1, 2, 2]
-    assert all(row["times_published"] > 0 for row in result["rows"])
-    assert all(10 < row["host_mib"] < 1e5 for row in result["rows"])
-    assert len(result["runs"]) == 2 * 3 * 3
+    names = ["PyTorch eager, one at a time", "PyTorch eager fp32"]
+    if device == "cpu":
+        names.append("onnxruntime fp32")
+    else:
+        names.append("PyTorch compiled fp32")
+        usable = [name for name, found in available().items() if device in found.devices]
+        names += [f"{name} fp32" for name in usable]
+    rows = result["rows"]
+    expected = [(batch, name) for batch in (1, 2) for name in names]
+    assert [(row["batch"], row["contender"]) for row in rows] == expected, result["left_out"]
+    assert [row["images"] for row in rows] == [1] * (len(names) + 1) + [2] * (len(names) - 1)
+    assert all(row["times_published"] > 0 for row in rows)
+    assert all(10 < row["host_mib"] < 1e5 for row in rows)
+    assert all((row["device_mib"] is None) == (device == "cpu") for row in rows)
+    assert len(result["runs"]) == len(names) * 2 * 3
     assert "error" not in json.dumps(result["openings"])
     assert (tmp_path / "engines.png").stat().st_size > 1000
     table = (tmp_path / "engines.md").read_text()
     assert "L = 50, 3 reverse steps" in table
-    assert "| 2 | onnxruntime fp32 |" in table
+    assert "| 2 | PyTorch eager fp32 |" in table
