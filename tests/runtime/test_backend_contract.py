@@ -2,7 +2,8 @@
 
 Shapes, dtypes and ranges as the protocol says; PyTorch's results; and no result that depends on
 batch, threads, order of calls or on another caller. What this machine cannot run is collected all
-the same, and skipped with the reason.
+the same, and skipped with the reason. Everything of a GPU backend but its library and the driver
+runs on any machine: see `stand_ins`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import stand_ins
 from numpy.typing import NDArray
 
 from berdiff.runtime import backends
@@ -38,11 +40,15 @@ WITHOUT: dict[tuple[str, str], tuple[Precision, ...]] = {("onnxruntime", "cpu"):
 
 @dataclass(frozen=True)
 class Choice:
-    """One backend on one device with a bundle of one precision."""
+    """One backend on one device with a bundle of one precision.
+
+    With `stands_in`, the device is the host and TensorRT a few classes around ONNX Runtime.
+    """
 
     backend: str
     device: str
     precision: Precision
+    stands_in: bool = False
 
     @property
     def place(self) -> tuple[str, str]:
@@ -69,17 +75,23 @@ PARAMETERS = [
         marks=[pytest.mark.gpu] if choice.device.startswith("cuda") else [],
     )
     for choice in CHOICES
+] + [
+    pytest.param(Choice(backend, "cuda:0", "fp32", stands_in=True), id=f"{backend}-on-the-host")
+    for backend in DEVICES
 ]
 
 
 @pytest.fixture(scope="module", params=PARAMETERS)
-def choice(request: pytest.FixtureRequest) -> Choice:
+def choice(request: pytest.FixtureRequest) -> Iterator[Choice]:
     chosen: Choice = request.param
-    found = available()[chosen.backend]
-    if chosen.device not in found.devices:
-        reason = found.reason or gpu_obstacle(chosen.backend) or f"no {chosen.device}"
-        pytest.skip(reason.partition("; ")[0])
-    return chosen
+    with pytest.MonkeyPatch.context() as patch:
+        if chosen.stands_in:
+            stand_ins.install(patch)
+        found = available()[chosen.backend]
+        if chosen.device not in found.devices:
+            reason = found.reason or gpu_obstacle(chosen.backend) or f"no {chosen.device}"
+            pytest.skip(reason.partition("; ")[0])
+        yield chosen
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +110,9 @@ def bundle(
     folder = tmp_path_factory.mktemp("engines") / "bundle"
     shutil.copytree(exported.path, folder)
     opened, library = Bundle.open(folder), LIBRARIES[choice.backend]
+    if choice.stands_in:
+        stand_ins.build(opened, choice.backend)
+        return opened
     target = gpu_here(choice.device).architecture if library is TENSORRT_RTX else None
     build_engines(opened, library, target=target, device=choice.device)
     return opened

@@ -18,6 +18,7 @@ import fake_tensorrt as fake
 import numpy as np
 import pytest
 from host_device import HostDevice, at
+from stand_ins import VERSIONS
 
 from berdiff.runtime.backends import Backend, open_backend
 from berdiff.runtime.backends.tensorrt_networks import TensorRtNetworks
@@ -32,7 +33,6 @@ from berdiff.runtime.errors import BackendError
 
 MIB = 1 << 20
 ADA = (8, 9)
-VERSIONS = {"tensorrt": "10.16.0", "tensorrt-rtx": "1.7.1"}
 
 
 @pytest.fixture(params=sorted(LIBRARIES))
