@@ -65,7 +65,7 @@ class TensorRtNetworks:
         self._engines: dict[str, Any] = {}
         self._contexts: dict[str, Any] = {}
         self._caches: dict[Path, Any] = {}
-        self._log = BuildLog()
+        self._log = _ErrorLog()
         device.activate()
         self._logger = make_logger(self._trt, self._log)
         self._runtime = self._trt.Runtime(self._logger)
@@ -201,6 +201,7 @@ class TensorRtNetworks:
         """Put one network on the stream; see `DeviceNetworks`."""
         if not self._batch:
             raise BackendError("the networks are closed, or no batch has been prepared")
+        self._log.errors.clear()  # others may have caused some: a process has one logger
         context = self._contexts[network]
         addresses = {**inputs, self._tensors[network][-1].name: output}
         for tensor in self._tensors[network]:
@@ -251,6 +252,15 @@ class TensorRtNetworks:
         self._log.errors.clear()
         advice = f". {self._rebuild()}" if again else ""
         return library_error(f"{self._library.name} {what}: {said}{advice}")
+
+
+class _ErrorLog(BuildLog):
+    """Keeps errors only: engines run for long."""
+
+    def note(self, severity: str, message: str) -> None:
+        """See `BuildLog.note`."""
+        if "ERROR" in severity:
+            super().note(severity, message)
 
 
 def _keep(cache: Any, path: Path) -> None:

@@ -186,6 +186,8 @@ class ICudaEngine:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         if isinstance(how, IRuntimeConfig):
             assert how.cuda_graph_strategy is CudaGraphStrategy.DISABLED
+            kernels = how.dynamic_shapes_kernel_specialization_strategy
+            assert kernels is DynamicShapesKernelSpecializationStrategy.EAGER
         return IExecutionContext(self)
 
 

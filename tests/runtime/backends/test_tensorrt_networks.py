@@ -264,7 +264,9 @@ def test_a_failed_run_says_why_and_only_why(bundle: Bundle, library: Library) ->
         bundle, library, denoiser={"fail": "Error Code 1: Cuda Runtime (700)"}
     )
     networks.prepare(1)
+    networks._logger.log(fake.ILogger.Severity.ERROR, "of another engine of this process")
     for _ in range(2):  # the reasons of the first failure are not those of the second
+        networks._logger.log(fake.ILogger.Severity.WARNING, "nothing to worry about")
         with pytest.raises(BackendError) as raised:
             run(device, networks, bundle)
         assert str(raised.value) == (
