@@ -104,7 +104,7 @@ class EngineRequest:
         from berdiff.runtime.engines.build import check_build
         from berdiff.runtime.engines.library import LIBRARIES
 
-        for target in self.targets or [None]:
+        for target in self._each():
             check_build(
                 LIBRARIES[self.engine.value],
                 target=target,
@@ -118,7 +118,7 @@ class EngineRequest:
         from berdiff.runtime.engines.build import build_engines
         from berdiff.runtime.engines.library import LIBRARIES
 
-        for target in self.targets or [None]:
+        for target in self._each():
             with _progress() as progress:
                 built = build_engines(
                     bundle,
@@ -130,6 +130,10 @@ class EngineRequest:
                     progress=progress,
                 )
             _show(built)
+
+    def _each(self) -> list[str | None]:
+        """Targets, None being the library's default."""
+        return [*self.targets] if self.targets else [None]
 
     def _options(self, batches: tuple[int, int, int]) -> BuildOptions:
         from berdiff.runtime.engines.options import BuildOptions, parse_bytes

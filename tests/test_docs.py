@@ -92,6 +92,24 @@ def test_every_key_of_a_bundle_is_explained() -> None:
     assert _first_cells(page, "\n`threshold`:") == _fields(Threshold)
 
 
+def test_every_key_of_an_engine_is_explained() -> None:
+    from berdiff.runtime.engines.options import BuildOptions
+    from berdiff.runtime.engines.store import NetworkEngine, Sidecar
+
+    page = _page("engines.md")
+    assert _first_cells(page, "### engine.json") == _fields(Sidecar)
+    assert _first_cells(page, "`networks`, each:") == _fields(NetworkEngine)
+    (options,) = re.findall(r"^\| `options` \|(.*)$", page, re.MULTILINE)
+    assert re.findall(r"`([^`]+)`", options) == _fields(BuildOptions)
+
+
+def test_every_option_of_engines_is_explained() -> None:
+    listed = {cell.split()[0] for cell in _first_cells(_page("engines.md"), "## Options")}
+    command = typer.main.get_command(app).commands["build"]
+    options = {p.opts[0] for p in command.params if p.param_type_name == "option"}
+    assert listed == options - {"--help"}
+
+
 def test_every_setting_of_a_training_is_explained() -> None:
     from berdiff import config, training_config
     from berdiff.runtime.preprocessing import Preprocessing
