@@ -85,7 +85,7 @@ def calibration_images(
     paths = find_scans(folder)
     names = scan_names(paths, Path(folder))
     chosen = [paths[index] for index in _evenly(min(count, len(paths)), len(paths))]
-    images = []
+    images: list[FloatArray] = []
     for number, path in enumerate(chosen):
         slices = read_job(path, names[path], preprocessing).images
         share = min(len(slices), (count * (number + 1)) // len(chosen) - len(images))

@@ -204,5 +204,5 @@ class _Int8:
         return _node("DequantizeLinear", inputs, name, axis=0)
 
 
-def _node(kind: str, inputs: list[str], output: str, **attributes: int) -> NodeProto:
+def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
     return helper.make_node(kind, inputs, [output], output, **attributes)
