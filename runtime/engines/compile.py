@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from ..bundle import Bundle
@@ -73,7 +76,8 @@ def build_network(job: Job, network: str, folder: Path) -> NetworkEngine:
     config = configure(job, builder, graph)
     cache = open_timing_cache(job, config)
     config.progress_monitor = monitor = _monitor(job, network, log)
-    serialized = builder.build_serialized_network(graph, config)
+    with _interrupts_noted(log):
+        serialized = builder.build_serialized_network(graph, config)
     if log.interruption is not None:
         raise log.interruption
     if serialized is None:
@@ -89,6 +93,28 @@ def build_network(job: Job, network: str, folder: Path) -> NetworkEngine:
     file = engine_file(folder, network)
     file.write_bytes(serialized)
     return _inspect(job, network, file, serialized, graph, log, logger, warnings, seconds)
+
+
+@contextlib.contextmanager
+def _interrupts_noted(log: BuildLog) -> Iterator[None]:
+    """Note Ctrl-C instead of raising it: inside a call from the library it would be lost."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or not _in_main_thread():
+        yield  # somebody else's to handle
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        log.interruption = KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _parse(job: Job, network: str, graph: Any, logger: Any) -> Any:

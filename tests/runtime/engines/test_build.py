@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 import sys
 from math import prod
 from pathlib import Path
@@ -189,6 +190,20 @@ def test_an_interrupted_build_leaves_nothing(bundle: Bundle, error: type[BaseExc
 
     with pytest.raises(error):
         build_engines(bundle, TENSORRT_RTX, progress=interrupt)
+    assert_nothing_written(bundle)
+
+
+def test_ctrl_c_stops_a_build_and_leaves_nothing(bundle: Bundle) -> None:
+    def press(*step: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engines(bundle, TENSORRT_RTX, progress=press)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert_nothing_written(bundle)
 
 
