@@ -149,10 +149,10 @@ def report(folder: Path) -> None:
 
 
 def time_table(milliseconds: dict[str, dict[str, float]]) -> str:
-    """Milliseconds per image, by batch size and number of steps."""
+    """Milliseconds of CPU time per image, by batch size and number of steps."""
     counts = next(iter(milliseconds.values()))
     lines = [
-        "| ms per image | " + " | ".join(f"{count} steps" for count in counts) + " |",
+        "| CPU ms per image | " + " | ".join(f"{count} steps" for count in counts) + " |",
         "|---" * (1 + len(counts)) + "|",
     ]
     for size, row in milliseconds.items():
