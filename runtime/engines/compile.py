@@ -162,7 +162,7 @@ def open_timing_cache(job: Job, config: Any) -> Any:
         return None
     data = job.timing_cache.read_bytes() if job.timing_cache.is_file() else b""
     cache = config.create_timing_cache(data)
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):
         raise BackendError(
             f"{job.timing_cache} is no timing cache of TensorRT {job.trt.__version__} for this "
             "GPU; name another file"
