@@ -65,17 +65,45 @@ def build_network(job: Job, network: str, folder: Path) -> NetworkEngine:
     log = BuildLog()
     logger = make_logger(job.trt, log)
     started = time.perf_counter()
+    serialized, expected = _serialize(job, network, log, logger)
+    seconds = time.perf_counter() - started
+    warnings = _checked_warnings(network, log)
+    made = _inspect(job, network, serialized, log, logger)
+    compute = inspection.computed_types(expected, made.layers, network)
+    _check_io(network, made.inputs, made.outputs)
+    file = engine_file(folder, network)
+    file.write_bytes(serialized)
+    return NetworkEngine(
+        onnx_sha256=onnx_digests(job.bundle)[network],
+        sha256=sha256_file(file),
+        size=file.stat().st_size,
+        inputs=made.inputs,
+        outputs=made.outputs,
+        compute=compute,
+        weights=inspection.weight_bytes_by_type(made.layers),
+        layers=len(made.layers),
+        # The whole file bounds the weights, where the library does not tell.
+        weight_bytes=inspection.memory_from_log(log.facts, "Weights") or file.stat().st_size,
+        scratch_bytes=made.scratch_bytes,
+        warnings=warnings,
+        build_seconds=round(seconds, 2),
+    )
+
+
+def _serialize(job: Job, network: str, log: BuildLog, logger: Any) -> tuple[Any, dict[str, str]]:
+    """Build an engine; returns it in serialized form, and the types its products should have."""
     try:
         builder = job.trt.Builder(logger)
     except Exception as error:  # the bindings raise TypeError where the library returns nothing
         raise BackendError(f"{job.library.name} cannot start: {log.reasons()}") from error
     flag = 1 << int(job.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     graph = builder.create_network(flag)
-    # The library keeps no hold of these three: they have to live until the engine is built.
+    # The library keeps no hold of these: they have to live until the engine is built.
     parser = _parse(job, network, graph, logger)
     config = configure(job, builder, graph)
     cache = open_timing_cache(job, config)
-    config.progress_monitor = monitor = _monitor(job, network, log)
+    monitor = config.progress_monitor = _monitor(job, network, log)
+    expected = products(job.trt, graph)
     with _interrupts_noted(log):
         serialized = builder.build_serialized_network(graph, config)
     if log.interruption is not None:
@@ -85,14 +113,10 @@ def build_network(job: Job, network: str, folder: Path) -> NetworkEngine:
             f"{job.library.name} {job.trt.__version__} cannot build the {network} for "
             f"{job.target} in {job.bundle.manifest.precision}: {log.reasons()}"
         )
-    seconds = time.perf_counter() - started
-    warnings = _checked_warnings(network, log)
     if job.timing_cache is not None:
         write_atomic(job.timing_cache, bytes(cache.serialize()))
-    del parser, cache, monitor
-    file = engine_file(folder, network)
-    file.write_bytes(serialized)
-    return _inspect(job, network, file, serialized, graph, log, logger, warnings, seconds)
+    del parser, monitor
+    return serialized, expected
 
 
 @contextlib.contextmanager
@@ -220,54 +244,35 @@ def _checked_warnings(network: str, log: BuildLog) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _inspect(
-    job: Job,
-    network: str,
-    file: Path,
-    serialized: Any,
-    graph: Any,
-    log: BuildLog,
-    logger: Any,
-    warnings: tuple[str, ...],
-    seconds: float,
-) -> NetworkEngine:
-    """Look at what was built: from the engine where one can be opened, else from the build log."""
-    expected = products(job.trt, graph)
-    scratch = inspection.memory_from_log(log.facts, "Activation")
+@dataclass(frozen=True)
+class _Made:
+    """What the library tells of an engine."""
+
+    layers: list[inspection.Layer]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    scratch_bytes: int
+
+
+def _inspect(job: Job, network: str, serialized: Any, log: BuildLog, logger: Any) -> _Made:
+    """Look at what was built: at the engine where one can be opened, else at the build log."""
     if job.gpu is None:
+        scratch = inspection.memory_from_log(log.facts, "Activation")
+        if scratch is None:
+            raise BackendError(
+                f"{job.library.name} {job.trt.__version__} does not tell how much memory the "
+                f"{network} engine works in; nothing was written"
+            )
         layers = inspection.layers_from_log(log.facts)
-        inputs, outputs = inspection.io_from_log(log.facts)
-    else:
-        engine = job.trt.Runtime(logger).deserialize_cuda_engine(serialized)
-        if engine is None:
-            raise BackendError(f"the {network} engine cannot be opened here: {log.reasons()}")
-        inspector = engine.create_engine_inspector()
-        information = inspector.get_engine_information(job.trt.LayerInformationFormat.JSON)
-        layers = inspection.layers_from_json(information)
-        inputs, outputs = _io_of_engine(job.trt, engine)
-        scratch = int(engine.device_memory_size_v2)
-    compute = inspection.computed_types(expected, layers, network)
-    _check_io(network, inputs, outputs)
-    if scratch is None:
-        raise BackendError(
-            f"{job.library.name} {job.trt.__version__} does not tell how much memory the {network} "
-            "engine works in; nothing was written"
-        )
-    return NetworkEngine(
-        onnx_sha256=onnx_digests(job.bundle)[network],
-        sha256=sha256_file(file),
-        size=file.stat().st_size,
-        inputs=inputs,
-        outputs=outputs,
-        compute=compute,
-        weights=inspection.weight_bytes_by_type(layers),
-        layers=len(layers),
-        # The whole file bounds the weights, where the library does not tell.
-        weight_bytes=inspection.memory_from_log(log.facts, "Weights") or file.stat().st_size,
-        scratch_bytes=scratch,
-        warnings=warnings,
-        build_seconds=round(seconds, 2),
-    )
+        return _Made(layers, *inspection.io_from_log(log.facts), scratch)
+    runtime = job.trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(serialized)
+    if engine is None:
+        raise BackendError(f"the {network} engine cannot be opened here: {log.reasons()}")
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(job.trt.LayerInformationFormat.JSON)
+    layers = inspection.layers_from_json(text)
+    return _Made(layers, *_io_of_engine(job.trt, engine), int(engine.device_memory_size_v2))
 
 
 def _io_of_engine(trt: ModuleType, engine: Any) -> tuple[dict[str, str], dict[str, str]]:

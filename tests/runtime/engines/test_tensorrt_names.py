@@ -45,6 +45,7 @@ VARIABLES = {
         "profile": "IOptimizationProfile",
         "tensor": "ITensor",
         "cache": "ITimingCache",
+        "runtime": "Runtime",
         "engine": "ICudaEngine",
         "inspector": "EngineInspector",
     },
