@@ -66,20 +66,18 @@ def read_rows(folder: Path) -> dict[tuple[int, str, int], Row]:
     return {(row["level"], row["spacing"], row["steps"]): row for row in rows}
 
 
-def table(main: Curve, others: list[Curve]) -> str:
+def table(curve: Curve) -> str:
     """Equal gaps: one row per noise level and number of steps."""
-    names = "".join(f" {other.map}: pixel AP |" for other in others)
     lines = [
-        "| L | steps | pixel AP | difference [95 %] | image AUROC | difference [95 %] |" + names,
-        "|---" * (6 + len(others)) + "|",
+        "| L | steps | pixel AP | difference [95 %] | image AUROC | difference [95 %] |",
+        "|---|---|---|---|---|---|",
     ]
-    for level in [0, *main.levels()]:
-        for steps in main.steps(level):
-            key, most = (level, "uniform", steps), main.most(level)
+    for level in [0, *curve.levels()]:
+        for steps in curve.steps(level):
+            key, most = (level, "uniform", steps), curve.most(level)
             cells: list[object] = [level, steps]
             for figure in ("pixel_ap", "image_auroc"):
-                cells += [f"{main.value(key, figure):.3f}", main.difference(key, figure, most)]
-            cells += [f"{other.value(key, 'pixel_ap'):.3f}" for other in others]
+                cells += [f"{curve.value(key, figure):.3f}", curve.difference(key, figure, most)]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -120,7 +118,8 @@ def draw(path: Path, curves: list[Curve]) -> None:
         axes.set_xticks([], minor=True)
         axes.set(xlabel="reverse steps", ylabel="pixel AP", title=curve.map)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    lines = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]), fontsize="small")
     figure.savefig(path, dpi=110)
 
 
@@ -128,24 +127,20 @@ def report(folder: Path) -> None:
     """Print the tables and draw the plot from what was measured so far."""
     rows = read_rows(folder)
     subject = json.loads((folder / "subject.json").read_text())
-    change = Curve(rows, "change" + SMOOTHED)
-    main = Curve(rows, subject["main_map"])
-    subject_line = (
-        f"{subject['images']} images with masks, {subject['healthy']} healthy, seed "
-        f"{subject['seed']}, P = {subject['flip_threshold']:g}; map: {main.map}"
-    )
-    text = [
-        subject_line,
-        table(main, [Curve(rows, "squared" + SMOOTHED), change]),
-    ]
+    names = (subject["main_map"], "squared" + SMOOTHED, "change" + SMOOTHED)
+    curves = [Curve(rows, name) for name in names]
+    counts = f"{subject['images']} images with masks, {subject['healthy']} healthy"
+    text = [f"{counts}, seed {subject['seed']}, P = {subject['flip_threshold']:g}"]
+    for curve in curves:
+        text += [f"Map: {curve.map}", table(curve)]
     spacings = sorted({spacing for _, spacing, _ in rows} - {"uniform"})
-    for curve in (main, change) if spacings else ():
+    for curve in curves if spacings else ():
         text += [f"Other spacings, pixel AP: {curve.map}", spacing_table(curve, spacings)]
     if (folder / "time.json").exists():
         text.append(time_table(json.loads((folder / "time.json").read_text())))
     write_atomic(folder / "table.md", ("\n\n".join(text) + "\n").encode())
     print("\n\n".join(text))
-    draw(folder / "steps.png", [main, change])
+    draw(folder / "steps.png", [curves[0], curves[-1]])
 
 
 def time_table(milliseconds: dict[str, dict[str, float]]) -> str:
