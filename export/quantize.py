@@ -28,7 +28,7 @@ Constants = dict[str, TensorProto]
 
 ACTIVATION_MAX = 127
 # x86 processors without VNNI add two products of an activation, up to 255 there, and a weight in
-# 16 bits. With weights up to 64 the sum always fits: the result is the same on every machine.
+# 16 bits, and clip what does not fit. With weights up to 64 it always fits.
 WEIGHT_MAX = 64
 # ONNX Runtime makes biases int32, in units of the input's scale times the weight's.
 _BIAS_MAX = 2**30

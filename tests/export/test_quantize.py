@@ -103,10 +103,6 @@ def check_weight(graph: Graph, node: NodeProto, exact: NDArray[np.float32]) -> N
     assert (np.abs(small * scale - exact) <= scale * 0.501).all()
 
 
-def test_two_products_fit_into_sixteen_bits() -> None:
-    assert 2 * 255 * WEIGHT_MAX <= np.iinfo(np.int16).max
-
-
 def test_only_convolutions_see_rounded_values(before: Graph, after: Graph) -> None:
     """Norms, products and the sums along the network read what they read before."""
     added = {node.name for node in after.nodes} - {node.name for node in before.nodes}
@@ -206,6 +202,16 @@ def test_weights_of_any_size(tmp_path: Path, weight: float, bias: float) -> None
         session(path).run(None, {"x": x}) for path in (source, tmp_path / "int8.onnx")
     )
     np.testing.assert_allclose(rounded, exact, rtol=0, atol=np.abs(exact).max() / 50)
+
+
+def test_largest_products_are_not_clipped(tmp_path: Path) -> None:
+    """Processors without VNNI add two products in 16 bits."""
+    assert 2 * 255 * WEIGHT_MAX <= np.iinfo(np.int16).max
+    source = three_convolutions(tmp_path / "exact.onnx", 1, 0)
+    x = np.ones((1, 2, 4, 4), np.float32)
+    quantize_graph(source, tmp_path / "int8.onnx", [{"x": x}])
+    (result,) = session(tmp_path / "int8.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(result, 2 * x, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")
