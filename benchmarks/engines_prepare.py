@@ -28,11 +28,14 @@ from berdiff.autoencoder import BinaryAutoencoder
 from berdiff.checkpoint import save_checkpoint
 from berdiff.config import ModelConfig
 from berdiff.denoiser import Denoiser
+from berdiff.runtime.manifest import SamplingDefaults
 from berdiff.runtime.preprocessing import Preprocessing
 
 torch.manual_seed(0)
 images = Preprocessing(channels=4, modalities=("t1", "t1ce", "t2", "flair"), size=(256, 256))
-config = ModelConfig(images, name="published architecture, random weights")
+# Few steps, so that the comparisons of the export do not take longer than the benchmark.
+loop = SamplingDefaults(noise_level=200, steps=20)
+config = ModelConfig(images, sampling=loop, name="published architecture, random weights")
 networks = BinaryAutoencoder(config.autoencoder), Denoiser(config.denoiser)
 for network in networks:
     for name, tensor in network.named_parameters():
