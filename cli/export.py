@@ -35,6 +35,13 @@ def export(
             metavar="fp32|fp16|bf16|int8", help="What the networks compute in, on every engine."
         ),
     ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of healthy scans, on which a precision is compared with fp32; "
+            "int8 needs it."
+        ),
+    ] = None,
     dynamic_batch: Annotated[
         str,
         typer.Option(
@@ -57,8 +64,9 @@ def export(
 ) -> None:
     """Write a checkpoint as a bundle: the folder that is the deployable detector.
 
-    The exported networks, and a short loop with them, are compared with PyTorch. Where they
-    differ by more than a limit, the export fails and leaves nothing behind. What `--engine` cannot
+    The exported networks, and a short loop with them, are compared with PyTorch; with
+    `--calibration`, whole detections with those of fp32 too. Where they differ by more than a
+    limit, the export fails and leaves nothing behind. What `--engine` cannot
     do on this machine is said before the export begins; where an engine fails afterwards, the
     bundle stays, complete but for it.
     """
@@ -79,18 +87,28 @@ def export(
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         optional(module, "export")
     from berdiff.export.write_bundle import export_bundle
-    from berdiff.runtime.precision import FIGURES
 
     bundle = export_bundle(
-        checkpoint, output, precision=precision, dynamic_batch=batches, opset=opset
+        checkpoint,
+        output,
+        precision=precision,  # type: ignore[arg-type]  # checked there
+        calibration=calibration,
+        dynamic_batch=batches,
+        opset=opset,
     )
-    limits = bundle.manifest.parity_limits
-    for name, value in bundle.manifest.parity.items():
-        meaning, _ = FIGURES[name]
-        typer.echo(f"{name:18} {value:9.2e}  limit {limits[name]:.0e}  {meaning}")
+    _show_parity(bundle)
     typer.echo(f"bundle: {output}")
     if request is not None:
         _build(request, bundle, batches)
+
+
+def _show_parity(bundle: Bundle) -> None:
+    from berdiff.runtime.precision import CALIBRATION_FIGURES, FIGURES, LOOP_FIGURES
+
+    figures = FIGURES | CALIBRATION_FIGURES | LOOP_FIGURES
+    for name, value in bundle.manifest.parity.items():
+        limit = bundle.manifest.parity_limits[name]
+        typer.echo(f"{name:22} {value:9.2e}  limit {limit:.1e}  {figures[name].meaning}")
 
 
 def _build(request: EngineRequest, bundle: Bundle, batches: tuple[int, int, int]) -> None:

@@ -99,7 +99,7 @@ def open_emulated(bundle: Bundle, threads: int | None = None) -> Backend:
     """
     manifest = dataclasses.replace(bundle.manifest, precision="fp32")
     with tempfile.TemporaryDirectory() as folder:
-        stand_in = dataclasses.replace(bundle, path=Path(folder), manifest=manifest)
+        stand_in = Bundle(Path(folder), manifest, bundle.digest)
         (stand_in.path / GRAPHS[0]).parent.mkdir()
         for name in GRAPHS:
             onnx.save_model(emulated(onnx.load(bundle.file(name))), stand_in.file(name))

@@ -39,4 +39,4 @@ def halved(network: Network, dtype: torch.dtype) -> Network:
 
 def _to_type_of_weight(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """Cast what comes in: from float32 to half before a convolution, back before a norm."""
-    return (inputs[0].to(module.weight.dtype),)
+    return (inputs[0].to(module.get_parameter("weight").dtype),)

@@ -1,33 +1,55 @@
 """The precisions a bundle can have, and how far each may stray from float32.
 
-Every limit is a few times the largest value that was measured on sound graphs, trained and
-untrained; ``docs/precision.md`` tells what was measured on what.
+Where the limits come from is told in ``docs/precision.md``.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-# Figures of the golden vectors: what is compared with PyTorch, and the limit at each precision.
-FIGURES: dict[str, tuple[str, tuple[float, float, float, float]]] = {
-    "encoder_error": ("bit probabilities", (1e-4, 1e-2, 1e-1, 1e-1)),
-    "code_bit_rate": ("bits of the code that differ", (1e-3, 1e-2, 1e-1, 1e-1)),
-    "denoiser_error": ("flip probabilities", (1e-4, 1e-2, 1e-1, 1e-1)),
-    "decoder_error": ("decoded image", (1e-4, 1e-2, 1e-1, 1e-1)),
-    "step_bit_rate": ("bits that differ after one step of the loop", (1e-3, 1e-2, 1e-1, 1e-1)),
-    "step_mask_rate": ("mask bits that differ after one step", (1e-3, 1e-2, 1e-1, 1e-1)),
-    "step_code_error": ("healthy code after the last step", (1e-4, 1e-2, 1e-1, 1e-1)),
-    "loop_mask_rate": ("mask bits that differ after a whole loop", (1e-2, 1e-1, 1e-1, 1e-1)),
-    "loop_image_error": ("mean error of that loop's image", (1e-2, 1e-1, 1e-1, 1e-1)),
-    "map_error": ("anomaly map of that loop: 1 - correlation", (1e-2, 1e-1, 1e-1, 1e-1)),
-    "batch_error": ("an image alone and in a batch", (0.0, 0.0, 0.0, 0.0)),
+
+class Figure(NamedTuple):
+    """What a figure compares, and its limit at each precision."""
+
+    meaning: str
+    fp32: float
+    fp16: float
+    bf16: float
+    int8: float
+
+
+# Against PyTorch in float32, on the golden vectors.
+FIGURES = {
+    "encoder_error": Figure("bit probabilities", 1e-4, 2e-2, 1e-1, 1e-4),
+    "code_bit_rate": Figure("bits of the code that differ", 1e-3, 3e-3, 2e-2, 1e-3),
+    "denoiser_error": Figure("flip probabilities", 1e-4, 6e-3, 1e-1, 5e-1),
+    "decoder_error": Figure("decoded image", 1e-4, 6e-3, 5e-2, 1e-4),
+    "step_bit_rate": Figure("bits that differ after one step", 1e-3, 1e-3, 3e-3, 1e-2),
+    "step_mask_rate": Figure("mask bits that differ after one step", 1e-3, 1e-3, 1e-2, 3e-2),
+    "step_code_error": Figure("healthy code after the last step", 1e-4, 6e-3, 5e-2, 3e-1),
+    "loop_mask_rate": Figure("mask bits that differ after a loop", 1e-2, 5e-2, 1e-1, 1e-1),
+    "loop_image_error": Figure("mean error of that loop's image", 1e-2, 5e-2, 1e-1, 1e-1),
+    "map_error": Figure("its anomaly map: 1 - correlation", 1e-2, 5e-2, 1e-1, 1e-1),
+    "batch_error": Figure("an image alone and in a batch", 0.0, 0.0, 0.0, 0.0),
+}
+
+# Against the same networks in float32, on healthy images; the export alone measures them.
+CALIBRATION_FIGURES = {
+    "calibration_flip_error": Figure("flip probabilities: largest error", 0.0, 1e-2, 1e-1, 5e-1),
+    "calibration_flip_p999": Figure("exceeded by a thousandth of them", 0.0, 3e-3, 3e-2, 2e-1),
+    "calibration_code_rate": Figure("bits of the code that differ", 0.0, 3e-3, 2e-2, 1e-3),
+}
+# These are limited to a share of what another seed of the loop changes.
+LOOP_FIGURES = {
+    "calibration_mask_rate": Figure("mask bits that differ after a loop", 0.0, 0.3, 0.5, 0.5),
+    "calibration_bit_rate": Figure("bits of the healthy code that differ", 0.0, 0.3, 0.5, 0.5),
+    "calibration_map_error": Figure("anomaly maps: 1 - correlation", 0.0, 0.3, 0.5, 0.5),
 }
 
 
 def limits(precision: Precision) -> dict[str, float]:
-    """Largest value each figure of the golden vectors may have at a precision."""
-    column = PRECISIONS.index(precision)
-    return {name: by_precision[column] for name, (_, by_precision) in FIGURES.items()}
+    """Largest value that each figure of the golden vectors may have at a precision."""
+    return {name: getattr(figure, precision) for name, figure in FIGURES.items()}

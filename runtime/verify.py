@@ -178,7 +178,8 @@ def verify(bundle: Bundle, backend: Backend) -> list[Check]:
     figures = _network_figures(golden, backend) | _loop_figures(golden, bundle, backend)
     allowed = limits(bundle.manifest.precision)
     return [
-        Check(name, meaning, figures[name], allowed[name]) for name, (meaning, _) in FIGURES.items()
+        Check(name, figure.meaning, figures[name], allowed[name])
+        for name, figure in FIGURES.items()
     ]
 
 
@@ -247,8 +248,7 @@ def map_error(got: FloatArray, expected: FloatArray) -> float:
 
 def _map(images: FloatArray, healthy: FloatArray) -> FloatArray:
     """The published anomaly map, which every bundle can make whatever its own kind is."""
-    flips = np.zeros_like(images[:, 0])
-    return anomaly_map("squared", images, np.clip(healthy, 0, 1), None, flips)
+    return anomaly_map("squared", images, np.clip(healthy, 0, 1), None, None)
 
 
 def _rate(got: NDArray[np.bool_], expected: NDArray[np.bool_]) -> float:

@@ -133,8 +133,18 @@ def tiny_checkpoint(tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
+def tiny_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of healthy phantoms that fit `tiny_config`. Do not write into it."""
+    from berdiff.phantoms import write_phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder / "heads", 12, size=(32, 32))
+    return folder / "heads" / "images"
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle_at(
-    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_checkpoint: Path, tiny_scans: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> "Callable[[Precision], Bundle]":
     """The bundle of `tiny_checkpoint` at a precision. Do not write into it: copy its ``path``."""
     from berdiff.export.write_bundle import export_bundle
@@ -142,7 +152,10 @@ def tiny_bundle_at(
     @functools.cache
     def exported(precision: "Precision") -> "Bundle":
         folder = tmp_path_factory.mktemp(f"tiny-{precision}")
-        return export_bundle(tiny_checkpoint, folder / "bundle", precision=precision)
+        calibration = tiny_scans if precision == "int8" else None
+        return export_bundle(
+            tiny_checkpoint, folder / "bundle", precision=precision, calibration=calibration
+        )
 
     return exported
 

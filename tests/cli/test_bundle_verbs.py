@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from berdiff.cli import main
 from berdiff.export import write_bundle
 from berdiff.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from berdiff.runtime.bundle import GRAPHS, Bundle
-from berdiff.runtime.precision import FIGURES, limits
+from berdiff.runtime.precision import FIGURES, Precision, limits
 
 Capture = pytest.CaptureFixture[str]
 
@@ -46,6 +47,29 @@ def test_export_writes_a_bundle_and_shows_its_parity(
     assert all(name in shown for name in FIGURES)
     assert shown.endswith(f"bundle: {output}\n")
     assert Bundle.open(output).manifest.dynamic_batch == (1, 2, 4)
+
+
+def test_export_at_a_precision(
+    tiny_checkpoint: Path,
+    tiny_bundle_at: Callable[[Precision], Bundle],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs = tiny_bundle_at("fp16").path / "onnx"
+    monkeypatch.setattr(
+        write_bundle, "_write_graphs", lambda folder, *_: shutil.copytree(graphs, folder)
+    )
+    output = tmp_path / "bundle"
+    assert end("export", tiny_checkpoint, "-o", output, "--precision", "fp16") == 0
+    assert "limit 2.0e-02  bit probabilities" in capsys.readouterr().out
+    assert Bundle.open(output).manifest.precision == "fp16"
+
+
+def test_export_in_int8_wants_scans(tiny_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert end("export", tiny_checkpoint, "-o", tmp_path / "b", "--precision", "int8") == 1
+    assert "name a folder of them with --calibration" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("batches", ["1,8", "1,8,x", "1,8,32,64", ""])

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from berdiff.runtime.bundle import GRAPHS, Bundle
 from berdiff.runtime.detector import Detector
 from berdiff.runtime.errors import BerdiffError, MissingDependency
 from berdiff.runtime.files import sha256_file
+from berdiff.runtime.precision import limits
 
 
 @pytest.fixture
@@ -63,6 +65,8 @@ def test_the_manifest_tells_what_the_checkpoint_says(
     assert manifest.forward_noise == "bernoulli"
     assert manifest.threshold is None
     assert manifest.dynamic_batch == (1, 8, 32)
+    assert manifest.precision == "fp32"
+    assert manifest.parity_limits == limits("fp32")
     assert set(manifest.files) == {*GRAPHS, "golden/vectors.npz"}
     assert manifest.provenance["opset"] == "20"
     assert manifest.provenance.keys() >= {"berdiff", "torch", "onnx"}
@@ -127,6 +131,24 @@ def test_impossible_batches(
 ) -> None:
     with pytest.raises(BerdiffError, match="MIN,OPT,MAX"):
         export_bundle(tiny_checkpoint, tmp_path / "bundle", dynamic_batch=batches)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "half"}, "unknown precision 'half'; expected one of fp32, fp16, bf16, int8"),
+        ({"precision": "int8"}, "int8 needs healthy scans, .* --calibration"),
+        ({"calibration": Path("scans")}, "another --precision, or leave --calibration out"),
+        ({"precision": "bf16", "opset": 20}, "bf16 needs opset 22 or later, got 20"),
+        ({"precision": "int8", "calibration": Path("nowhere")}, "nowhere does not exist"),
+    ],
+)
+def test_options_that_do_not_fit(
+    tiny_checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BerdiffError, match=message):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", **options)
     assert list(tmp_path.iterdir()) == []
 
 

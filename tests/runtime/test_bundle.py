@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from berdiff.runtime.backends import open_backend
 from berdiff.runtime.bundle import GRAPHS, Bundle
 from berdiff.runtime.errors import BundleError
 from berdiff.runtime.files import sha256_file
-from berdiff.runtime.manifest import Threshold
+from berdiff.runtime.manifest import SCHEMA_VERSION, Threshold
+from berdiff.runtime.precision import FIGURES
+from berdiff.runtime.verify import verify
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -106,6 +110,47 @@ def test_key_that_is_unknown_missing_or_ill_typed(folder: Path, change: Edit, ke
 def test_other_schema(folder: Path, version: int, advice: str) -> None:
     edit(folder, lambda content: content.update(schema_version=version, invented_later=True))
     assert_refused(folder, f"schema_version: got {version}", advice)
+
+
+def version_1(folder: Path) -> Path:
+    """A bundle as the first release wrote it."""
+    vectors = folder / "golden" / "vectors.npz"
+    with np.load(vectors) as file:
+        arrays = {name: file[name] for name in file.files if name != "loop_image"}
+    np.savez_compressed(vectors, **arrays)
+    record = {"sha256": sha256_file(vectors), "size": vectors.stat().st_size}
+
+    def change(content: dict[str, Any]) -> None:
+        content.update(schema_version=1)
+        for key in ("precision", "parity_limits"):
+            del content[key]
+        content["files"]["golden/vectors.npz"] = record
+
+    edit(folder, change)
+    return folder
+
+
+def test_version_1_is_read_and_works(folder: Path) -> None:
+    bundle = Bundle.open(version_1(folder))
+    assert bundle.manifest.schema_version == 1
+    assert bundle.manifest.precision == "fp32"
+    assert bundle.manifest.parity_limits == {}
+    with open_backend(bundle, threads=1) as backend:
+        checks = verify(bundle, backend)
+    assert [check.name for check in checks] == list(FIGURES)
+    assert all(check.passed for check in checks)
+
+
+def test_what_is_written_is_of_the_newest_version(folder: Path) -> None:
+    threshold = Threshold(0.25, "30 healthy images", "squared", 50, 5, 0.5)
+    after = Bundle.open(version_1(folder)).with_threshold(threshold)
+    assert after.manifest.schema_version == SCHEMA_VERSION
+    assert after.manifest.threshold == threshold
+
+
+def test_precision_that_is_none(folder: Path) -> None:
+    edit(folder, lambda content: content.update(precision="fp8"))
+    assert_refused(folder, "bundle.json: precision: expected one of ['fp32', 'fp16'", '"fp8"')
 
 
 @pytest.mark.parametrize("name", ["../secret", "onnx/../../secret", "/etc/hostname", "..\\secret"])

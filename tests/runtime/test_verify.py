@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from berdiff.runtime.backends import Backend, open_backend
 from berdiff.runtime.bundle import Bundle, record_files, write_manifest
 from berdiff.runtime.errors import BundleError
-from berdiff.runtime.precision import FIGURES
-from berdiff.runtime.verify import GOLDEN_NAME, Check, Golden, verify
+from berdiff.runtime.precision import FIGURES, PRECISIONS, Precision, limits
+from berdiff.runtime.verify import GOLDEN_NAME, Check, Golden, map_error, verify
 
 Array = NDArray[np.float32]
 Change = Callable[[Array], Array]
@@ -97,6 +97,47 @@ def test_nan_is_noticed(tiny_bundle: Bundle, backend: Backend) -> None:
     found = failed(tiny_bundle, altered)
     assert found >= {"encoder_error", "denoiser_error", "decoder_error", "batch_error"}
     assert not Check("x", "", float("nan"), 1.0).passed
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_limits_are_those_of_the_precision(
+    tiny_bundle: Bundle, backend: Backend, precision: Precision
+) -> None:
+    manifest = dataclasses.replace(tiny_bundle.manifest, precision=precision)
+    bundle = dataclasses.replace(tiny_bundle, manifest=manifest)
+    assert {check.name: check.limit for check in verify(bundle, backend)} == limits(precision)
+    # No precision is an excuse for networks that answer something else.
+    wrong = dict.fromkeys(("encode", "flip_probability", "decode"), by_one)
+    assert failed(bundle, Altered(backend, **wrong)) >= {
+        "encoder_error",
+        "code_bit_rate",
+        "denoiser_error",
+        "decoder_error",
+        "step_code_error",
+        "loop_mask_rate",
+        "map_error",
+    }
+    assert failed(bundle, Altered(backend, decode=lambda image: image * np.float32(np.nan))) >= {
+        "decoder_error",
+        "loop_image_error",
+        "map_error",
+        "batch_error",
+    }
+
+
+def by_one(answer: Array) -> Array:
+    """Each row in the place of the next: right in everything but where it is."""
+    return np.roll(answer, 1, axis=-2)
+
+
+def test_maps_that_are_the_same_have_no_error() -> None:
+    maps = np.random.default_rng(0).random((2, 8, 8), np.float32)
+    assert map_error(maps, maps) == 0
+    assert map_error(2 * maps + 1, maps) == pytest.approx(0, abs=1e-6)
+    assert map_error(-maps, maps) == pytest.approx(2)
+    assert map_error(np.zeros_like(maps), np.zeros_like(maps)) == 0
+    assert np.isnan(map_error(np.zeros_like(maps), maps))
+    assert np.isnan(map_error(maps * np.float32(np.nan), maps))
 
 
 def test_dependence_on_the_batch_is_noticed(tiny_bundle: Bundle, backend: Backend) -> None:
