@@ -194,7 +194,11 @@ def test_computes_what_pytorch_computes(
             )
 
 
-def test_an_image_does_not_depend_on_its_batch(backend: Backend, bundle: Bundle) -> None:
+def test_an_image_does_not_depend_on_its_batch(
+    choice: Choice, backend: Backend, bundle: Bundle
+) -> None:
+    # Libraries for GPUs choose kernels by batch size, and those may round differently.
+    tolerance = 0 if choice.device == "cpu" else choice.tolerance("denoiser_error")
     images, codes = example(bundle, 32)
     together = everything(backend, images, codes)
     for size in (1, 2, 7):
@@ -202,7 +206,7 @@ def test_an_image_does_not_depend_on_its_batch(backend: Backend, bundle: Bundle)
             part = slice(start, start + size)
             apart = everything(backend, images[part], codes[part])
             for whole, piece in zip(together, apart, strict=True):
-                np.testing.assert_array_equal(whole[part], piece)
+                np.testing.assert_allclose(whole[part], piece, rtol=0, atol=tolerance)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(choice: Choice, bundle: Bundle) -> None:

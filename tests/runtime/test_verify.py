@@ -25,6 +25,8 @@ Change = Callable[[Array], Array]
 class Altered:
     """A backend whose answers are changed on the way out."""
 
+    device = "cpu"
+
     def __init__(self, backend: Backend, **changes: Change) -> None:
         self._backend = backend
         self._changes = changes
@@ -144,7 +146,10 @@ def test_dependence_on_the_batch_is_noticed(tiny_bundle: Bundle, backend: Backen
     def by_batch(answer: Array) -> Array:
         return answer + np.float32(1e-6 * len(answer))
 
-    assert failed(tiny_bundle, Altered(backend, decode=by_batch)) == {"batch_error"}
+    altered = Altered(backend, decode=by_batch)
+    assert failed(tiny_bundle, altered) == {"batch_error"}
+    altered.device = "cuda:0"  # where kernels are chosen by batch size
+    assert failed(tiny_bundle, altered) == set()
 
 
 def test_a_network_asked_for_another_step_is_noticed(tiny_bundle: Bundle, backend: Backend) -> None:
