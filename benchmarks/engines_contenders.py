@@ -242,7 +242,7 @@ def _serve(connection: Connection, spec: Spec, started: float) -> None:
         connection.send({"error": _one_line(error)})
         return
     random = np.random.Generator(np.random.Philox(key=0))
-    while (batch := connection.recv()) is not None:
+    while (batch := _next(connection)) is not None:
         images = random.random((batch, *contender.shape), np.float32)
         if contender.one_at_a_time:
             images = images[:1]
@@ -253,6 +253,15 @@ def _serve(connection: Connection, spec: Spec, started: float) -> None:
         answer["host_mib"], answer["device_mib"] = host_peak_mib(), memory.taken_mib()
         answer["largest_batch"] = contender.describe().get("largest batch")
         connection.send(answer)
+
+
+def _next(connection: Connection) -> int | None:
+    """Batch size asked for; None at the end, and where the parent has gone."""
+    try:
+        batch: int | None = connection.recv()
+    except EOFError:
+        return None
+    return batch
 
 
 def _one_line(error: BaseException) -> str:

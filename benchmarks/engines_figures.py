@@ -10,8 +10,10 @@ from typing import Any
 
 COLUMNS = (
     *("batch", "contender", "ms/step", "least", "ms/image", "least", "images/s"),
-    *("x published", "x fp32", "of arithmetic floor", "of bandwidth floor"),
+    *("step x published", "step x fp32", "image x published"),
+    *("of arithmetic floor", "of bandwidth floor"),
 )
+Key = tuple[str, int]  # contender and batch size
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 PUBLISHED = "published"
 
@@ -106,9 +108,11 @@ class Row:
         Milliseconds per reverse step of the whole run; median and minimum of the rounds.
     image_ms, image_ms_least : float
         Milliseconds per image for encoding, loop and decoding.
-    times_published, times_fp32 : float or None
+    step_times_published, step_times_fp32 : float or None
         How many times as fast as the published way, and as fp32 of the same family: medians of
-        milliseconds per image.
+        milliseconds per step and image.
+    image_times_published : float or None
+        The same for whole images, which few steps bring closer together.
     arithmetic_share, bandwidth_share : float
         Share of the step's median time that the floor would take.
     first_ms : float
@@ -128,8 +132,9 @@ class Row:
     step_ms_least: float
     image_ms: float
     image_ms_least: float
-    times_published: float | None
-    times_fp32: float | None
+    step_times_published: float | None
+    step_times_fp32: float | None
+    image_times_published: float | None
     arithmetic_share: float
     bandwidth_share: float
     first_ms: float
@@ -147,37 +152,42 @@ def rows(runs: Sequence[Mapping[str, Any]], steps: int, network: Network, peak: 
         With keys "contender", "family", "precision", "batch", "images", "encode", "loop", "decode"
         (seconds), "host_mib", "device_mib"; in the order they were made.
     """
-    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    groups: dict[Key, list[Mapping[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["contender"], run["batch"]), []).append(run)
     counted = {key: group for key, group in groups.items() if len(group) > 1}
-    image_ms = {key: statistics.median(map(_image_ms, group[1:])) for key, group in counted.items()}
+    steps_ms = {
+        key: [1000 * run["loop"] / steps for run in group[1:]] for key, group in counted.items()
+    }
+    per_image = {key: [ms / counted[key][0]["images"] for ms in steps_ms[key]] for key in counted}
+    images_ms = {key: [_image_ms(run) for run in group[1:]] for key, group in counted.items()}
 
-    def ratio(batch: int, mine: float, **wanted: str) -> float | None:
-        for (_, size), group in counted.items():
-            if size == batch and all(group[0][key] == value for key, value in wanted.items()):
-                return image_ms[group[0]["contender"], batch] / mine
+    def ratio(times: Mapping[Key, list[float]], mine: Key, **wanted: str) -> float | None:
+        """How much longer the contender that is wanted takes, per image, at the same batch size."""
+        for key, (first, *_) in counted.items():
+            if key[1] == mine[1] and all(first[name] == value for name, value in wanted.items()):
+                return statistics.median(times[key]) / statistics.median(times[mine])
         return None
 
     found = []
-    for (name, batch), (first, *rest) in counted.items():
-        mine = image_ms[name, batch]
-        step_ms = [1000 * run["loop"] / steps for run in rest]
-        step = statistics.median(step_ms)
-        arithmetic, bandwidth = floors_ms(network, peak, first["precision"], first["images"])
+    for key, (first, *rest) in counted.items():
+        family, precision = first["family"], first["precision"]
+        step = statistics.median(steps_ms[key])
+        arithmetic, bandwidth = floors_ms(network, peak, precision, first["images"])
         found.append(
             Row(
-                contender=name,
-                family=first["family"],
-                precision=first["precision"],
-                batch=batch,
+                contender=key[0],
+                family=family,
+                precision=precision,
+                batch=key[1],
                 images=first["images"],
                 step_ms=step,
-                step_ms_least=min(step_ms),
-                image_ms=mine,
-                image_ms_least=min(map(_image_ms, rest)),
-                times_published=ratio(batch, mine, family=PUBLISHED),
-                times_fp32=ratio(batch, mine, family=first["family"], precision="fp32"),
+                step_ms_least=min(steps_ms[key]),
+                image_ms=statistics.median(images_ms[key]),
+                image_ms_least=min(images_ms[key]),
+                step_times_published=ratio(per_image, key, family=PUBLISHED),
+                step_times_fp32=ratio(per_image, key, family=family, precision="fp32"),
+                image_times_published=ratio(images_ms, key, family=PUBLISHED),
                 arithmetic_share=arithmetic / step,
                 bandwidth_share=bandwidth / step,
                 first_ms=_image_ms(first) * first["images"],
@@ -208,8 +218,9 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{row['image_ms']:.4g}",
             f"{row['image_ms_least']:.4g}",
             f"{1000 / row['image_ms']:.3g}",
-            _optional(row["times_published"], ".2f"),
-            _optional(row["times_fp32"], ".2f"),
+            _optional(row["step_times_published"], ".2f"),
+            _optional(row["step_times_fp32"], ".2f"),
+            _optional(row["image_times_published"], ".2f"),
             f"{row['arithmetic_share']:.1%}",
             f"{row['bandwidth_share']:.1%}",
         ]

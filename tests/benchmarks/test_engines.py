@@ -73,8 +73,9 @@ def test_the_first_run_warms_up_and_medians_count(figures: ModuleType) -> None:
     assert (old.image_ms, old.image_ms_least) == (3000, 2000)
     assert old.first_ms == 9500
     assert (new.step_ms, new.image_ms) == (50, 1000)
-    assert (old.times_published, new.times_published) == (1.0, 3.0)
-    assert (old.times_fp32, new.times_fp32) == (1.0, 1.0)
+    assert (old.image_times_published, new.image_times_published) == (1.0, 3.0)
+    assert (old.step_times_published, new.step_times_published) == (1.0, 5.0)
+    assert (old.step_times_fp32, new.step_times_fp32) == (1.0, 1.0)
 
 
 def test_ratios_are_of_one_image_and_of_the_same_batch_and_family(figures: ModuleType) -> None:
@@ -90,10 +91,11 @@ def test_ratios_are_of_one_image_and_of_the_same_batch_and_family(figures: Modul
     assert [row.batch for row in found] == [1, 4, 4, 4, 4]
     assert by_name["old", 4].image_ms == 4000
     assert by_name["a fp32", 4].image_ms == 2000
-    assert by_name["a int8", 4].times_published == 4.0
-    assert by_name["a int8", 4].times_fp32 == 2.0
-    assert by_name["b int8", 4].times_fp32 is None
-    assert by_name["b int8", 4].times_published == 8.0
+    assert by_name["a int8", 4].image_times_published == 4.0
+    assert by_name["a int8", 4].step_times_published == 4.0  # 3.5 s for one, 3.5 s for four
+    assert by_name["a int8", 4].step_times_fp32 == pytest.approx(7.5 / 3.5)
+    assert by_name["b int8", 4].step_times_fp32 is None
+    assert by_name["b int8", 4].image_times_published == 8.0
 
 
 def test_a_contender_that_fell_out_has_no_row(figures: ModuleType) -> None:
@@ -103,7 +105,7 @@ def test_a_contender_that_fell_out_has_no_row(figures: ModuleType) -> None:
         run("a", "a", "fp32", 8, 1),
     ]
     (row,) = figures.rows(runs, 10, *small(figures))
-    assert (row.batch, row.times_published) == (1, None)
+    assert (row.batch, row.image_times_published) == (1, None)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_a_small_run_from_beginning_to_end(
     expected = [(batch, name) for batch in (1, 2) for name in names]
     assert [(row["batch"], row["contender"]) for row in rows] == expected, result["left_out"]
     assert [row["images"] for row in rows] == [1] * (len(names) + 1) + [2] * (len(names) - 1)
-    assert all(row["times_published"] > 0 for row in rows)
+    assert all(row["image_times_published"] > 0 for row in rows)
     assert all(10 < row["host_mib"] < 1e5 for row in rows)
     assert all((row["device_mib"] is None) == (device == "cpu") for row in rows)
     assert len(result["runs"]) == len(names) * 2 * 3
