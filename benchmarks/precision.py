@@ -48,15 +48,21 @@ from berdiff.runtime.precision import PRECISIONS, Precision
 Row = dict[str, Any]
 
 OTHER_SEED = 1
+
+
+def short(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
 COLUMNS = {
     "": lambda row: row["name"],
     "size of the graphs": lambda row: f"{row['bytes'] / 1e6:.1f} MB",
-    "flip probability: largest error": lambda row: f"{row['calibration_flip_error']:.1e}",
-    "0.1 % exceed": lambda row: f"{row['calibration_flip_p999']:.1e}",
-    "own bits": lambda row: f"{row['calibration_code_rate']:.1e}",
-    "mask bits": lambda row: f"{row['calibration_mask_rate']:.1e}",
-    "healthy bits": lambda row: f"{row['calibration_bit_rate']:.1e}",
-    "maps: 1 - correlation": lambda row: f"{row['calibration_map_error']:.1e}",
+    "flip probability: largest error": lambda row: short(row["calibration_flip_error"]),
+    "0.1 % exceed": lambda row: short(row["calibration_flip_p999"]),
+    "own bits": lambda row: short(row["calibration_code_rate"]),
+    "mask bits": lambda row: short(row["calibration_mask_rate"]),
+    "healthy bits": lambda row: short(row["calibration_bit_rate"]),
+    "maps: 1 - correlation": lambda row: short(row["calibration_map_error"]),
     "pixel AP": lambda row: f"{row['pixel_ap']:.4f}",
     "its change [95 %]": lambda row: row["change"],
     "image AUROC": lambda row: f"{row['image_auroc']:.4f}",

@@ -159,13 +159,15 @@ def test_presets_are_as_the_table_says(name: str) -> None:
 
 
 def test_every_parity_figure_is_explained_with_its_limit() -> None:
-    from berdiff.runtime.precision import limits
+    from berdiff.runtime.precision import CALIBRATION_FIGURES, FIGURES, LOOP_FIGURES
 
     found = {}
-    for row in re.findall(r"^\| `.*_(?:error|rate)` \|.*$", _page("export.md"), re.MULTILINE):
-        _, names, _, limit, _ = row.split("|")
-        found |= dict.fromkeys(re.findall(r"`([^`]+)`", names), float(limit))
-    assert found == limits("fp32")
+    for row in re.findall(r"^\| `\w+_(?:error|rate|p999)` \|.*$", _page("precision.md"), re.M):
+        _, name, _, *cells, _ = row.split("|")
+        found[name.strip(" `")] = [float(cell.split()[0]) for cell in cells]
+    below = CALIBRATION_FIGURES | LOOP_FIGURES  # fp32 is what they compare with
+    expected = {name: list(figure[1:]) for name, figure in FIGURES.items()}
+    assert found == expected | {name: list(figure[2:]) for name, figure in below.items()}
 
 
 def test_every_column_of_the_results_is_explained() -> None:
