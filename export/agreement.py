@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from berdiff.runtime.anomaly import anomaly_map, flip_map, flip_mean
 from berdiff.runtime.backends import Backend
 from berdiff.runtime.bundle import Bundle
-from berdiff.runtime.philox import CODE_STEP, PhiloxNoise
+from berdiff.runtime.detector import Detector
+from berdiff.runtime.philox import PhiloxNoise
 from berdiff.runtime.preprocessing import foreground
-from berdiff.runtime.sampler import FloatArray, Sampler
+from berdiff.runtime.sampler import FloatArray
 from berdiff.runtime.verify import map_error
+from berdiff.runtime.walk import own_code
 
 BATCH = 4
 # Flip probabilities are compared at this many steps, from the loop's first to its last.
@@ -117,23 +119,14 @@ def _rate(pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> float:
 def _detect(
     bundle: Bundle, backend: Backend, images: FloatArray, ids: NDArray[np.uint64], seed: int
 ) -> Outcome:
-    manifest = bundle.manifest
-    settings, schedule = manifest.sampling, bundle.schedule
-    sampler = Sampler(
-        schedule,
-        settings.noise_level,
-        settings.steps,
-        settings.flip_threshold,
-        manifest.forward_noise,
-    )
+    settings, schedule = bundle.manifest.sampling, bundle.schedule
+    sampler = Detector(bundle, backend).sampler(settings)
     noise = PhiloxNoise(seed, ids)
-    probability = backend.encode(images)
-    half = np.float32(0.5)
-    own = (noise(CODE_STEP, probability.shape) if settings.code == "sample" else half) < probability
+    own = own_code(backend.encode(images), noise, settings.code)
 
     count = len(sampler.kept)
     compared = set(np.linspace(0, count - 1, STEPS).round().astype(int).tolist())
-    state, codes = sampler.init(own.astype(np.float32), noise), {}
+    state, codes = sampler.init(own, noise), {}
     while state.remaining:
         index = state.remaining - 1
         if index in compared:
@@ -146,4 +139,4 @@ def _detect(
         np.clip(backend.decode(state.z_org), 0, 1),
         flip_map(flip_mean(state.flips / np.float32(count)), images.shape[2:]),
     )
-    return Outcome(own, codes, state.mask, state.z > 0.5, maps[foreground(images)])
+    return Outcome(own > 0.5, codes, state.mask, state.z > 0.5, maps[foreground(images)])

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from berdiff.runtime.backends import Backend
 from berdiff.runtime.batches import read_job
 from berdiff.runtime.bundle import Bundle
+from berdiff.runtime.detector import Detector
 from berdiff.runtime.errors import InputError
-from berdiff.runtime.manifest import SamplingDefaults
 from berdiff.runtime.philox import PhiloxNoise
 from berdiff.runtime.preprocessing import Preprocessing
 from berdiff.runtime.sampler import FloatArray, Sampler
@@ -137,12 +137,14 @@ def calibration_set(
         timesteps.append(t)
         return backend.flip_probability(code, t)
 
-    for sampler, numbers in _walks(bundle, len(images)):
+    for sampler, numbers in _walks(bundle, backend, len(images)):
         sampler.run(own[numbers], note, PhiloxNoise(seed, numbers.astype(np.uint64)))
     return CalibrationSet(np.stack(codes), np.array(timesteps, np.int64))
 
 
-def _walks(bundle: Bundle, count: int) -> Iterator[tuple[Sampler, NDArray[np.int64]]]:
+def _walks(
+    bundle: Bundle, backend: Backend, count: int
+) -> Iterator[tuple[Sampler, NDArray[np.int64]]]:
     """Loops to walk, and the images of each: the bundle's own settings, then other noise levels."""
     settings = bundle.manifest.sampling
     highest = min(max(HIGHEST_LEVEL, settings.noise_level), len(bundle.schedule) - 1)
@@ -151,18 +153,9 @@ def _walks(bundle: Bundle, count: int) -> Iterator[tuple[Sampler, NDArray[np.int
     for index, level in enumerate(levels):
         chosen = np.arange(index, max(count, LEVELS), LEVELS) % count
         walks.append((dataclasses.replace(settings, noise_level=level, steps=None), chosen))
+    detector = Detector(bundle, backend)
     for options, chosen in walks:
-        sampler = _sampler(bundle, options)
+        steps = min(options.steps or options.noise_level, MOST_STEPS)
+        sampler = detector.sampler(dataclasses.replace(options, steps=steps))
         for start in range(0, len(chosen), BATCH):
             yield sampler, chosen[start : start + BATCH]
-
-
-def _sampler(bundle: Bundle, settings: SamplingDefaults) -> Sampler:
-    steps = settings.noise_level if settings.steps is None else settings.steps
-    return Sampler(
-        schedule=bundle.schedule,
-        noise_level=settings.noise_level,
-        steps=min(steps, MOST_STEPS),
-        flip_threshold=settings.flip_threshold,
-        forward_noise=bundle.manifest.forward_noise,
-    )

@@ -176,10 +176,7 @@ def verify(bundle: Bundle, backend: Backend) -> list[Check]:
     """
     golden = Golden.load(bundle)
     figures = _network_figures(golden, backend) | _loop_figures(golden, bundle, backend)
-    allowed = limits(bundle.manifest.precision)
-    if backend.device != "cpu":
-        # Libraries for GPUs choose kernels by batch size, and those may round differently.
-        allowed["batch_error"] = allowed["denoiser_error"]
+    allowed = limits(bundle.manifest.precision, backend.device)
     return [
         Check(name, figure.meaning, figures[name], allowed[name])
         for name, figure in FIGURES.items()

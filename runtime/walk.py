@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .anomaly import anomaly_map, flip_mean
 from .backends import Backend
-from .manifest import SamplingDefaults
+from .manifest import CodeKind, SamplingDefaults
 from .philox import CODE_STEP, PhiloxNoise
 from .sampler import Sampler
 
@@ -70,9 +70,7 @@ def walk(
     timings: dict[str, float] = {}
     with timed(timings, "encode"):
         probability = backend.encode(images)
-        half = np.float32(0.5)
-        uniforms = noise(CODE_STEP, probability.shape) if settings.code == "sample" else half
-        z_org = (uniforms < probability).astype(np.float32)
+        z_org = own_code(probability, noise, settings.code)
     with timed(timings, "loop"):
         state = sampler.run(z_org, backend.flip_probability, noise)
     with timed(timings, "decode"):
@@ -88,6 +86,13 @@ def walk(
             difference = anomaly_map(kind, images, clipped[0], unchanged, flips=None)
         flips = flip_mean(state.flips / np.float32(len(sampler.kept)))
     return Walk(difference, flips, clipped[0], sound, timings)
+
+
+def own_code(probability: FloatArray, noise: PhiloxNoise, kind: CodeKind) -> FloatArray:
+    """Code of images, 0 or 1, of its bit probabilities ``[N, K, h, w]``."""
+    half = np.float32(0.5)
+    uniforms = noise(CODE_STEP, probability.shape) if kind == "sample" else half
+    return (uniforms < probability).astype(np.float32)
 
 
 def _all_finite(*answers: FloatArray) -> NDArray[np.bool_]:

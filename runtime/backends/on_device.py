@@ -8,6 +8,7 @@ from ..bundle import Bundle
 from ..cuda.backend import DeviceBackend
 from ..cuda.device import Device, open_device
 from ..cuda.networks import DeviceNetworks
+from ..errors import BerdiffError
 
 
 def open_on_device(
@@ -36,3 +37,12 @@ def open_on_device(
     except BaseException:
         networks.close()
         raise
+
+
+def why_not(devices: Callable[[], list[str]]) -> str | None:
+    """Say why a backend that needs a GPU has no devices here, if so."""
+    try:
+        devices()
+    except BerdiffError as error:
+        return str(error)
+    return None

@@ -6,8 +6,7 @@ from ..bundle import Bundle
 from ..cuda.backend import DeviceBackend
 from ..cuda.device import Device, cuda_devices
 from ..engines.library import TENSORRT
-from ..errors import BerdiffError
-from .on_device import open_on_device
+from .on_device import open_on_device, why_not
 from .tensorrt_networks import TensorRtNetworks
 
 
@@ -19,11 +18,7 @@ def devices() -> list[str]:
 
 def obstacle() -> str | None:
     """Say why it can use no GPU here, if so."""
-    try:
-        devices()
-    except BerdiffError as error:
-        return str(error)
-    return None
+    return why_not(devices)
 
 
 def open(bundle: Bundle, device: str, threads: int | None) -> DeviceBackend:  # noqa: A001

@@ -7,9 +7,9 @@ from ..cuda.backend import DeviceBackend
 from ..cuda.device import Device, cuda_devices
 from ..engines.library import TENSORRT, TENSORRT_RTX
 from ..engines.options import RTX_TARGETS
-from ..errors import BackendError, BerdiffError
+from ..errors import BackendError
 from ..nvidia import driver
-from .on_device import open_on_device
+from .on_device import open_on_device, why_not
 from .tensorrt_networks import TensorRtNetworks
 
 
@@ -30,11 +30,7 @@ def devices() -> list[str]:
 
 def obstacle() -> str | None:
     """Say why it can use no GPU here, if so."""
-    try:
-        devices()
-    except BerdiffError as error:
-        return str(error)
-    return None
+    return why_not(devices)
 
 
 def open(bundle: Bundle, device: str, threads: int | None) -> DeviceBackend:  # noqa: A001

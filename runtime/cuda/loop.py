@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from .memory import largest_batch
 from .networks import DeviceNetworks
 
 FloatArray = NDArray[np.float32]
+Part = TypeVar("Part")
 
 ALIGNMENT = 256
 RESERVED_BYTES = (
@@ -81,17 +82,12 @@ class DeviceLoop:
         OutOfDeviceMemory
             If not even one image fits.
         """
-        parts, start = [], 0
-        while start < len(images):
-            part = slice(start, start + min(self.batch, len(images) - start))
+
+        def walk(part: slice) -> Walk:
             own = PhiloxNoise(noise.seed, noise.image_ids[part])
-            try:
-                parts.append(self._walk(images[part], own, sampler, settings))
-            except OutOfDeviceMemory as error:
-                self._halve(part.stop - part.start, error)
-            else:
-                start = part.stop
-        return _joined(parts)
+            return self._walk(images[part], own, sampler, settings)
+
+        return _joined(self._in_parts(len(images), walk))
 
     def walk_on_device(
         self,
@@ -169,23 +165,17 @@ class DeviceLoop:
             If an input has another shape than the bundle's.
         """
         target = {"encoder": "answer", "denoiser": "answer", "decoder": "decoded"}[network]
-        batch = self._batch_of(network, feeds)
-        parts, start = [], 0
-        while start < batch:
-            stop = min(start + self.batch, batch)
-            try:
-                self.prepare(stop - start)
-                for name, array in feeds.items():
-                    piece = array if name == "t" else array[start:stop]
-                    self.device.upload(np.ascontiguousarray(piece), self._at[name])
-                inputs = {name: self._at[name] for name in feeds}
-                self.networks.enqueue(network, inputs, self._at[target])
-                parts.append(self._fetch(target))
-            except OutOfDeviceMemory as error:
-                self._halve(stop - start, error)
-            else:
-                start = stop
-        return np.concatenate(parts)
+
+        def run(part: slice) -> FloatArray:
+            self.prepare(part.stop - part.start)
+            for name, array in feeds.items():
+                piece = array if name == "t" else array[part]
+                self.device.upload(np.ascontiguousarray(piece), self._at[name])
+            inputs = {name: self._at[name] for name in feeds}
+            self.networks.enqueue(network, inputs, self._at[target])
+            return self._fetch(target)
+
+        return np.concatenate(self._in_parts(self._batch_of(network, feeds), run))
 
     def close(self) -> None:
         """Release everything."""
@@ -194,6 +184,19 @@ class DeviceLoop:
         if self._block is not None:
             self._block.close()
             self._block = None
+
+    def _in_parts(self, count: int, run: Callable[[slice], Part]) -> list[Part]:
+        """Do something for `count` images, as many at a time as fit."""
+        parts, start = [], 0
+        while start < count:
+            part = slice(start, min(start + self.batch, count))
+            try:
+                parts.append(run(part))
+            except OutOfDeviceMemory as error:
+                self._halve(part.stop - part.start, error)
+            else:
+                start = part.stop
+        return parts
 
     # --- one batch ---
 
@@ -224,40 +227,35 @@ class DeviceLoop:
 
     def _begin(self, noise: PhiloxNoise, sampler: Sampler, code: CodeKind, image: int) -> None:
         """Encode, make the code, and noise it to step L."""
-        at, bits, batch = self._at, self.layout.bits, self._prepared
+        at = self._at
         self.device.upload(noise.image_ids, at["ids"])
-        self.device.upload(np.zeros(batch, np.int32), at["unsound"])
+        self.device.upload(np.zeros(self._prepared, np.int32), at["unsound"])
         self.device.upload(settings_record(noise.seed, sampler, code), at["settings"])
         self.device.upload(step_records(sampler), at["steps"])
         self.networks.enqueue("encoder", {"image": image}, at["answer"])
         names = "settings ids answer code state flips unsound cursor".split()
-        self._launch("begin", batch * -(-bits // 4), *map(at.get, names), bits)
+        self._launch_on_bits("begin", names)
 
     def _steps(self, sampler: Sampler) -> None:
         """Walk back to the soft healthy code."""
-        at, bits, batch = self._at, self.layout.bits, self._prepared
         if len(sampler.kept) > 1 and self._graph is None and self.networks.capturable:
             self._ask_denoiser()  # once outside: libraries set themselves up on the first call
             with self.device.capture() as graph:
                 self._one_step()
             self._graph = graph
             # The call outside has moved nothing but the answer and the cursor.
-            self.device.upload(np.array([-1], np.int32), at["cursor"])
+            self.device.upload(np.array([-1], np.int32), self._at["cursor"])
         for _ in range(len(sampler.kept) - 1):
             if self._graph is None:
                 self._one_step()
             else:
                 self._graph.launch()
         self._ask_denoiser()
-        names = "answer code state flips unsound".split()
-        self._launch("finish", batch * -(-bits // 4), *map(at.get, names), bits)
+        self._launch_on_bits("finish", "answer code state flips unsound".split())
 
     def _one_step(self) -> None:
-        bits = self.layout.bits
         self._ask_denoiser()
-        names = "settings steps cursor ids answer code state flips".split()
-        count = self._prepared * -(-bits // 4)
-        self._launch("step", count, *map(self._at.get, names), bits)
+        self._launch_on_bits("step", "settings steps cursor ids answer code state flips".split())
 
     def _ask_denoiser(self) -> None:
         at = self._at
@@ -270,8 +268,7 @@ class DeviceLoop:
         self.networks.enqueue("decoder", {"code": at["code"]}, at["decoded"])
         unchanged = 0
         if kind == "change":
-            count = batch * -(-layout.bits // 4)
-            self._launch("own_code", count, at["state"], at["code"], layout.bits)
+            self._launch_on_bits("own_code", ["state", "code"])
             unchanged = at["unchanged"]
             self.networks.enqueue("decoder", {"code": at["code"]}, unchanged)
         pixels = batch * layout.pixels
@@ -287,6 +284,11 @@ class DeviceLoop:
         self._launch("flip_mean", batch * layout.positions, *names, *code)
 
     # --- small things ---
+
+    def _launch_on_bits(self, kernel: str, names: list[str]) -> None:
+        """Launch a kernel on the loop's arrays; a thread of it takes four bits of one image."""
+        bits = self.layout.bits
+        self._launch(kernel, self._prepared * -(-bits // 4), *map(self._at.get, names), bits)
 
     def _launch(self, kernel: str, count: int, *arguments: int | None) -> None:
         """Launch a kernel whose last argument is the batch."""
@@ -336,7 +338,7 @@ class DeviceLoop:
             f"{self.device.name} has no room for {size} images at a time; going on with "
             f"{self.batch}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -143,7 +143,7 @@ def _stored(folder: Path) -> StoredEngine | None:
         return None
     try:
         stored = read_engine(folder)
-        assert stored.files
+        stored.check()
     except BackendError:
         shutil.rmtree(folder)
         return None

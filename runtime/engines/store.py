@@ -137,6 +137,10 @@ class StoredEngine:
         """
         return {name: self._checked(name) for name in NETWORKS}
 
+    def check(self) -> None:
+        """Compare the engine files with their records; raises as `files` does."""
+        _ = self.files
+
     def _checked(self, network: str) -> Path:
         file, record = engine_file(self.folder, network), self.sidecar.networks[network]
         problem = None
@@ -247,7 +251,7 @@ def find_engine(bundle: Bundle, library: Library, gpu: Gpu) -> StoredEngine:
             fitting,
             key=lambda e: (e.sidecar.target == gpu.architecture, e.sidecar.created, e.folder.name),
         )
-        assert best.files
+        best.check()
         return best
     listing = "".join(
         f"\n  {engine.folder.name}: {reason}" for engine, reason in zip(found, reasons, strict=True)

@@ -197,8 +197,7 @@ def test_computes_what_pytorch_computes(
 def test_an_image_does_not_depend_on_its_batch(
     choice: Choice, backend: Backend, bundle: Bundle
 ) -> None:
-    # Libraries for GPUs choose kernels by batch size, and those may round differently.
-    tolerance = 0 if choice.device == "cpu" else choice.tolerance("denoiser_error")
+    tolerance = limits(choice.precision, choice.device)["batch_error"]
     images, codes = example(bundle, 32)
     together = everything(backend, images, codes)
     for size in (1, 2, 7):
