@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .anomaly import flip_map, image_score, median_filter, otsu, segment, smooth
 from .backends import Backend, open_backend
 from .bundle import Bundle
+from .closing import Closing
 from .cuda.backend import DeviceBackend
 from .errors import BackendError, InputError
 from .manifest import AnomalyMapKind, SamplingDefaults
@@ -83,7 +83,7 @@ class DeviceDetection:
     sound: NDArray[np.bool_]
 
 
-class Detector:
+class Detector(Closing):
     """A bundle opened on a backend.
 
     Use one per worker thread; `detect` keeps no state between calls.
@@ -129,19 +129,6 @@ class Detector:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         return cls(opened, open_backend(opened, backend, device, threads))
-
-    def __enter__(self) -> Detector:
-        """Return the detector itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the engines."""
-        self.close()
 
     def close(self) -> None:
         """Release the engines."""

@@ -11,8 +11,8 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
+from .closing import Closing
 from .errors import BerdiffError
 from .files import sha256_file
 from .results import ScanResult, SliceResult
@@ -49,7 +49,7 @@ class Record:
     slices: tuple[SliceResult, ...]
 
 
-class Journal:
+class Journal(Closing):
     """The open, locked journal of an output folder.
 
     Raises
@@ -67,19 +67,6 @@ class Journal:
         except BaseException:
             self._stream.close()
             raise
-
-    def __enter__(self) -> Journal:
-        """Return the journal itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file, which gives up the lock."""
-        self.close()
 
     def close(self) -> None:
         """Give up the folder."""

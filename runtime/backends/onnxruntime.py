@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..closing import Closing
 from ..cuda.device import Device, cuda_devices
 from ..errors import BackendError, BerdiffError
 from . import Backend
@@ -56,7 +56,7 @@ def open_networks(bundle: Bundle, device: Device) -> OnnxRuntimeNetworks:
     return OnnxRuntimeNetworks(bundle, device)
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Closing):
     """The networks on the CPU, one session each.
 
     Parameters
@@ -129,16 +129,3 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Release the sessions."""
         self._sessions.clear()
-
-    def __enter__(self) -> OnnxRuntimeBackend:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the sessions."""
-        self.close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..closing import Closing
 from ..errors import BackendError
 from ..manifest import SamplingDefaults
 from ..philox import PhiloxNoise
@@ -24,7 +24,7 @@ from .networks import DeviceNetworks
 FloatArray = NDArray[np.float32]
 
 
-class DeviceBackend:
+class DeviceBackend(Closing):
     """The networks of a bundle on one device; callers take turns.
 
     Parameters
@@ -125,19 +125,6 @@ class DeviceBackend:
                 self._device.activate()
                 self._loop.close()
                 self._loop = None
-
-    def __enter__(self) -> DeviceBackend:
-        """Return the backend itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release everything on the device."""
-        self.close()
 
     def _opened(self) -> DeviceLoop:
         """Return the loop, with the device made that of this thread."""
