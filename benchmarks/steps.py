@@ -39,7 +39,7 @@ from berdiff.runtime.philox import CODE_STEP, PhiloxNoise
 from berdiff.runtime.preprocessing import foreground
 from berdiff.runtime.sampler import Sampler
 from berdiff.runtime.scan_job import ScanJob
-from berdiff.runtime.scans import find_scans, scan_names
+from berdiff.runtime.scans import ScanSource, find_scans
 from berdiff.runtime.schedule import spread
 
 FloatArray = NDArray[np.float32]
@@ -130,14 +130,15 @@ class Images:
     def load(cls, detector: Detector, args: argparse.Namespace) -> Images:
         jobs, truths = [], []
         for folder, masks in ((args.images, args.masks), (args.healthy, None)):
-            found = find_scans(folder)
-            mask_of = pair_masks(scan_names(found, folder), masks) if masks else {}
-            for path in _chosen(found, args.count):
-                job = read_job(path, path.name, detector.bundle.manifest.preprocessing)
+            preprocessing = detector.bundle.manifest.preprocessing
+            found = find_scans(folder, preprocessing).sources
+            mask_of = pair_masks([scan.name for scan in found], masks) if masks else {}
+            for scan in _chosen(found, args.count):
+                job = read_job(scan, preprocessing)
                 if len(job.images) != 1:
-                    raise SystemExit(f"{path}: this script takes single slices, not volumes")
+                    raise SystemExit(f"{scan.key}: this script takes single slices, not volumes")
                 jobs.append(job)
-                truths.append(read_mask(mask_of[path], job) if masks else None)
+                truths.append(read_mask(mask_of[scan.name], job) if masks else None)
         pixels = np.concatenate([job.images for job in jobs])
         ids = np.array([job.image_id(0) for job in jobs], np.uint64)
         codes, unchanged = [], []
@@ -229,12 +230,12 @@ class Images:
         return found
 
 
-def _chosen(paths: list[Path], count: int | None) -> list[Path]:
+def _chosen(scans: Sequence[ScanSource], count: int | None) -> Sequence[ScanSource]:
     """All, or `count` drawn with a fixed seed."""
-    if count is None or count >= len(paths):
-        return paths
+    if count is None or count >= len(scans):
+        return scans
     rng = np.random.default_rng(0)
-    return [paths[i] for i in sorted(rng.choice(len(paths), count, replace=False))]
+    return [scans[i] for i in sorted(rng.choice(len(scans), count, replace=False))]
 
 
 def _rounded(figures: NDArray[np.float64] | None) -> list[float]:

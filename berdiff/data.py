@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from berdiff.runtime.errors import InputError, optional
 from berdiff.runtime.preprocessing import Preprocessing
-from berdiff.runtime.scans import find_scans, read_scan
+from berdiff.runtime.scans import ScanSource, find_scans, read_scan
 
 from .training_config import Augmentation
 
@@ -70,26 +70,21 @@ def load_healthy(
         If a scan cannot be used (training on part of what was given would go unnoticed), or there
         are fewer than two.
     """
-    paths = find_scans(folder)
-    if len(paths) < 2:
-        raise InputError(f"{folder} holds {len(paths)} scan(s); training needs at least 2")
-    names = [_name(path, folder) for path in paths]
-    held_out = _held_out(names, validation_fraction)
+    sources = find_scans(folder, preprocessing).sources
+    if len(sources) < 2:
+        raise InputError(f"{folder} holds {len(sources)} scan(s); training needs at least 2")
+    held_out = _held_out([source.key for source in sources], validation_fraction)
     train: list[FloatArray] = []
     validation: list[FloatArray] = []
-    for count, (path, name) in enumerate(zip(paths, names, strict=True)):
-        images = _slices(path, preprocessing)
-        (validation if name in held_out else train).extend(images)
+    for count, source in enumerate(sources):
+        images = _slices(source, preprocessing)
+        (validation if source.key in held_out else train).extend(images)
         if progress:
-            progress(count + 1, len(paths))
+            progress(count + 1, len(sources))
     digest = hashlib.sha256()
     for image in (*train, *validation):
         digest.update(image.tobytes())
     return HealthyImages(np.stack(train), np.stack(validation), digest.hexdigest())
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path != folder else path.name
 
 
 def _held_out(names: list[str], fraction: float) -> set[str]:
@@ -97,15 +92,16 @@ def _held_out(names: list[str], fraction: float) -> set[str]:
     return set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
 
 
-def _slices(path: Path, preprocessing: Preprocessing) -> list[FloatArray]:
+def _slices(source: ScanSource, preprocessing: Preprocessing) -> list[FloatArray]:
     """Slices of one scan on the model's grid, without the nearly empty ends of a volume."""
     try:
-        scan = read_scan(path, preprocessing)
-        shown = (scan.slices > 0).any(axis=1).sum(axis=(1, 2))
+        scan = read_scan(source, preprocessing)
+        slices = preprocessing.clear_background(scan.slices)
+        shown = (slices > 0).any(axis=1).sum(axis=(1, 2))
         keep = np.flatnonzero(shown >= MIN_FOREGROUND * shown.max())
-        return [preprocessing.to_grid(scan.slices[index], scan.spacing) for index in keep]
+        return [preprocessing.to_grid(slices[index], scan.spacing) for index in keep]
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{source.key}: {error}") from error
 
 
 @dataclass(frozen=True)

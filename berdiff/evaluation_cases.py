@@ -18,7 +18,7 @@ from berdiff.runtime.errors import InputError
 from berdiff.runtime.manifest import AnomalyMapKind, SamplingDefaults
 from berdiff.runtime.preprocessing import foreground
 from berdiff.runtime.scan_job import ScanJob
-from berdiff.runtime.scans import find_scans, scan_names
+from berdiff.runtime.scans import ScanSource, find_scans
 
 from .baseline import SMOOTHING, ZScore, intensity
 from .evaluation_masks import pair_masks, read_mask
@@ -120,7 +120,7 @@ class Case:
 
 @dataclass
 class Collector:
-    """From the paths of scans to cases.
+    """From scans to cases.
 
     Attributes
     ----------
@@ -142,7 +142,7 @@ class Collector:
     settings: SamplingDefaults
     options: EvaluationOptions
     progress: Progress | None = None
-    paths: list[tuple[Path, str, Path | None]] = field(default_factory=list)
+    scans: list[tuple[ScanSource, Path | None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     zscore: ZScore | None = None
     train_images: int = 0
@@ -150,18 +150,18 @@ class Collector:
 
     def add(self, source: Path, masks: Path | None) -> None:
         """Add scans, with their masks or as healthy ones."""
-        found = find_scans(source)
-        names = scan_names(found, source)
-        mask_of = pair_masks(names, masks) if masks is not None else {}
-        self.paths += [(path, names[path], mask_of.get(path)) for path in found]
+        found = find_scans(source, self.detector.bundle.manifest.preprocessing).sources
+        mask_of = pair_masks([scan.name for scan in found], masks) if masks is not None else {}
+        self.scans += [(scan, mask_of.get(scan.name)) for scan in found]
 
     def fit_baseline(self, train: Path) -> None:
         """Fit the z-score baseline on healthy images."""
-        found = find_scans(train)
+        preprocessing = self.detector.bundle.manifest.preprocessing
+        found = find_scans(train, preprocessing).sources
 
         def slices() -> Iterator[FloatArray]:
-            for path in found:
-                job = read_job(path, path.name, self.detector.bundle.manifest.preprocessing)
+            for scan in found:
+                job = read_job(scan, preprocessing)
                 self.train_digests.add(job.scan.sha256)
                 yield from job.images
 
@@ -193,15 +193,15 @@ class Collector:
             if job.pending == 0:
                 cases.append(gathered.pop(job).case(job, truths.pop(job)))
                 if self.progress is not None:
-                    self.progress(len(cases), len(self.paths), slices)
+                    self.progress(len(cases), len(self.scans), slices)
         if not any(case.labels.any() for case in cases):
             raise InputError("no mask shows anything inside the foreground: nothing to evaluate")
         return tuple(cases)
 
     def _jobs(self, truths: dict[ScanJob, BoolArray | None]) -> Iterator[ScanJob]:
         both = 0
-        for path, name, mask in self.paths:
-            job = read_job(path, name, self.detector.bundle.manifest.preprocessing)
+        for scan, mask in self.scans:
+            job = read_job(scan, self.detector.bundle.manifest.preprocessing)
             truths[job] = read_mask(mask, job) if mask is not None else None
             both += job.scan.sha256 in self.train_digests
             yield job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.scan_job import ScanJob
-from berdiff.runtime.scans import find_scans, read_scan, scan_names
+from berdiff.runtime.scans import file_source, find_files, read_scan, scan_names
 
 
-def pair_masks(names: Mapping[Path, str], masks: Path) -> dict[Path, Path]:
-    """Find the mask of each scan.
+def pair_masks(names: Sequence[str], masks: Path) -> dict[str, Path]:
+    """Find the mask of each scan, by the scan's name.
 
     Parameters
     ----------
-    names : mapping of Path to str
-        Scans and their names: path below their folder without suffix.
+    names : sequence of str
+        Names of the scans: path below their folder without suffix.
     masks : Path
         Folder with masks of the same names (suffixes may differ), or the mask of the one scan.
 
@@ -29,18 +29,18 @@ def pair_masks(names: Mapping[Path, str], masks: Path) -> dict[Path, Path]:
     InputError
         Naming the scans whose mask is missing.
     """
-    found = find_scans(masks)
+    found = find_files(masks)
     if not masks.is_dir() and len(names) == 1:
         return dict.fromkeys(names, found[0])
     by_name = {name: path for path, name in scan_names(found, masks).items()}
-    missing = [name for name in names.values() if name not in by_name]
+    missing = [name for name in names if name not in by_name]
     if missing:
         listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise InputError(
             f"{len(missing)} of {len(names)} scans have no mask in {masks}: {listed}; a mask has "
             "the scan's file name, with any suffix, in the same subfolder"
         )
-    return {path: by_name[name] for path, name in names.items()}
+    return {name: by_name[name] for name in names}
 
 
 def read_mask(path: Path, job: ScanJob) -> NDArray[np.bool_]:
@@ -67,14 +67,14 @@ def read_mask(path: Path, job: ScanJob) -> NDArray[np.bool_]:
         raise InputError(f"{path}: JPEG blurs the edges of a mask; save it as PNG or NIfTI")
     one_channel = dataclasses.replace(job.preprocessing, channels=1, modalities=("mask",))
     try:
-        scan = read_scan(path, one_channel, allow_constant=True)
+        scan = read_scan(file_source(path), one_channel, allow_constant=True)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     mask = scan.slices[:, 0] != 0
     flat, flat_mask = job.scan.kind != "volume", scan.kind != "volume"
     if mask.shape != job.inside.shape or flat != flat_mask:
         raise InputError(
-            f"{path}: the mask is a {scan.kind} of {_size(mask)}, its scan {job.scan.path} is a "
+            f"{path}: the mask is a {scan.kind} of {_size(mask)}, its scan {job.scan.source.key} is a "
             f"{job.scan.kind} of {_size(job.inside)}; they must be the same grid"
         )
     return mask

@@ -11,17 +11,62 @@ from .options import Backend, BatchSize, Device, FlipThreshold, NoiseLevel, Seed
 
 if TYPE_CHECKING:
     from berdiff.runtime.results import RunSummary
+    from berdiff.runtime.run_plan import RunOptions
+
+_MIB = 2**20
 
 
 def infer(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Bundle: the detector to run.")],
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--model", "-m", envvar="HOLOSCAN_MODEL_PATH", help="Bundle: the detector to run."
+        ),
+    ],
     source: Annotated[
         Path,
-        typer.Option("--input", "-i", help="A scan or a folder of scans: NIfTI, PNG, JPEG, TIFF."),
+        typer.Option(
+            "--input",
+            "-i",
+            envvar=["MERCURE_IN_DIR", "HOLOSCAN_INPUT_PATH"],
+            help="A scan or a folder of scans: NIfTI, MGH, DICOM (zipped too), PNG, JPEG, TIFF; "
+            "BraTS, nnU-Net and BIDS folders.",
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the results; empty or not there yet.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            envvar=["MERCURE_OUT_DIR", "HOLOSCAN_OUTPUT_PATH"],
+            help="Folder for the results; empty or not there yet.",
+        ),
     ],
+    output_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output-type",
+            "-ot",
+            help="nifti, bids, dicom-seg, dicom-pmap, png; several with commas, or repeated. "
+            "Default: png for pictures, nifti for everything else.",
+        ),
+    ] = None,
+    input_format: Annotated[
+        str,
+        typer.Option(help="auto, nifti, picture, dicom, brats, nnunet or bids: what to look for."),
+    ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what was found and stop.")
+    ] = False,
+    accept_contrast: Annotated[
+        bool,
+        typer.Option(
+            "--accept-contrast",
+            help="Process series whose header names another contrast than the model takes, as "
+            "suspect.",
+        ),
+    ] = False,
+    min_slices: Annotated[int, typer.Option(min=1, help="Refuse volumes with fewer slices.")] = 1,
     batch_size: BatchSize = 8,
     seed: Seed = 0,
     steps: Steps = None,
@@ -30,10 +75,23 @@ def infer(
     device: Device = "cpu",
     backend: Backend = "onnxruntime",
     threads: Threads = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Threads that read, and as many that write.")
+    ] = 2,
+    memory: Annotated[
+        int,
+        typer.Option(
+            min=1, help="MiB of scans between reading and writing above which no more are read."
+        ),
+    ] = 2048,
     threshold: Annotated[
         float | None,
         typer.Option(help="Threshold of the mask. Default: the bundle's, or Otsu's per scan."),
     ] = None,
+    num_parts: Annotated[
+        int, typer.Option(min=1, help="Jobs that share this input; each takes its part.")
+    ] = 1,
+    part_id: Annotated[int, typer.Option(min=0, help="Which part this job takes, from 0.")] = 0,
     resume: Annotated[
         bool, typer.Option("--continue", help="Go on with a run that was interrupted.")
     ] = False,
@@ -42,14 +100,10 @@ def infer(
     """Find anomalies in a scan or a folder of scans.
 
     Writes, per scan, anomaly map, flip map, mask and reconstruction on the scan's own grid, and
-    for the run results.csv, slices.csv, run.json and report.html. A scan that cannot be used is
-    listed with its reason and does not stop the others (exit code 3).
+    for the run results.csv, slices.csv, components.csv, results.json, run.json and report.html. A
+    scan that cannot be used is listed with its reason and does not stop the others (exit code 3).
     """
-    from berdiff.runtime.detector import Detector
-    from berdiff.runtime.folder_run import run_folder
     from berdiff.runtime.run_plan import RunOptions
-
-    from .progress import scan_progress
 
     options = RunOptions(
         batch_size=batch_size,
@@ -59,14 +113,76 @@ def infer(
         flip_threshold=flip_threshold,
         threshold=threshold,
         resume=resume,
+        output_types=_output_types(output_type),  # type: ignore[arg-type] # checked there
+        input_format=input_format,  # type: ignore[arg-type] # checked where it is used
+        accept_contrast=accept_contrast,
+        min_slices=min_slices,
+        num_parts=num_parts,
+        part_id=part_id,
+        workers=workers,
+        memory=memory * _MIB,
     )
-    with Detector.open(model, backend, device, threads) as detector, scan_progress() as progress:
+    if dry_run:
+        _list(model, source, options)
+        return
+    _run(model, source, output, options, (backend, device, threads), report)
+
+
+def _run(
+    model: Path,
+    source: Path,
+    output: Path,
+    options: RunOptions,
+    engine: tuple[str, str, int | None],
+    report: bool,
+) -> None:
+    import signal
+
+    from berdiff.runtime.detector import Detector
+    from berdiff.runtime.folder_run import run_folder
+
+    from .progress import scan_progress
+
+    # Schedulers ask with SIGTERM before they kill: end as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Detector.open(model, *engine) as detector, scan_progress() as progress:
         summary = run_folder(detector, source, output, options, progress)
     if report and summary.ok:
         from berdiff.runtime.report import write_report
 
-        write_report(output)
+        write_report(summary.output)
     _conclude(summary)
+
+
+def _output_types(given: list[str] | None) -> tuple[str, ...]:
+    names = [name.strip() for item in given or () for name in item.split(",")]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _list(model: Path, source: Path, options: RunOptions) -> None:
+    """Say what a run would take, and what it would not."""
+    from collections import Counter
+
+    from berdiff.runtime.bundle import Bundle
+    from berdiff.runtime.errors import PartialFailure
+    from berdiff.runtime.folder_run import find_for
+    from berdiff.runtime.writers import check_types
+
+    found = find_for(Bundle.open(model).manifest.preprocessing, source, options)
+    unusable = 0
+    for scan in found.sources:
+        check_types(scan, options.output_types)
+        reason = scan.problem or ("" if options.accept_contrast else scan.mismatch)
+        unusable += bool(reason)
+        files = f"{len(scan.files)} file" + ("s" if len(scan.files) != 1 else "")
+        typer.echo(f"{_printable(scan.name)}\t{scan.format}\t{files}\t{scan.summary}")
+        if reason:
+            typer.echo(f"  cannot be used: {_printable(reason)}")
+    for reason, count in Counter(reason for _, reason in found.ignored).most_common():
+        typer.echo(f"{count} files left out: {reason}", err=True)
+    typer.echo(f"{len(found.sources)} scans found, {unusable} of them cannot be used")
+    if unusable:
+        raise PartialFailure(f"{unusable} of {len(found.sources)} scans cannot be used")
 
 
 def _conclude(summary: RunSummary) -> None:
@@ -75,6 +191,8 @@ def _conclude(summary: RunSummary) -> None:
 
     for warning in summary.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    for result in summary.suspect:
+        typer.echo(f"suspect: {_printable(result.input)}: {result.verdict_reason}", err=True)
     reused = f", {summary.reused} of them by an earlier run" if summary.reused else ""
     typer.echo(
         f"{len(summary.ok)} of {len(summary.results)} scans processed{reused}; "

@@ -23,7 +23,7 @@ from berdiff.runtime.errors import InputError
 from berdiff.runtime.philox import PhiloxNoise
 from berdiff.runtime.preprocessing import Preprocessing
 from berdiff.runtime.sampler import FloatArray, Sampler
-from berdiff.runtime.scans import find_scans, scan_names
+from berdiff.runtime.scans import find_scans
 
 IMAGES = 32
 
@@ -82,12 +82,11 @@ def calibration_images(
     InputError
         If there is no scan, or one that was chosen cannot be used.
     """
-    paths = find_scans(folder)
-    names = scan_names(paths, Path(folder))
-    chosen = [paths[index] for index in _evenly(min(count, len(paths)), len(paths))]
+    sources = find_scans(folder, preprocessing).sources
+    chosen = [sources[index] for index in _evenly(min(count, len(sources)), len(sources))]
     images: list[FloatArray] = []
-    for number, path in enumerate(chosen):
-        slices = read_job(path, names[path], preprocessing).images
+    for number, source in enumerate(chosen):
+        slices = read_job(source, preprocessing).images
         share = min(len(slices), (count * (number + 1)) // len(chosen) - len(images))
         images += [slices[index] for index in _evenly(share, len(slices))]
     return np.stack(images)

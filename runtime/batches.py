@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from .errors import BerdiffError, InputError
 from .manifest import SamplingDefaults
 from .preprocessing import Preprocessing
 from .scan_job import ScanJob
+from .scans import ScanSource
 
 Progress = Callable[[int, int, int], None]
 
@@ -20,8 +20,8 @@ Progress = Callable[[int, int, int], None]
 Slice = tuple[ScanJob, int]
 
 
-def read_job(path: Path, name: str, preprocessing: Preprocessing) -> ScanJob:
-    """Read a scan that must be usable; an error names the file.
+def read_job(source: ScanSource, preprocessing: Preprocessing) -> ScanJob:
+    """Read a scan that must be usable; an error names it.
 
     Raises
     ------
@@ -29,9 +29,9 @@ def read_job(path: Path, name: str, preprocessing: Preprocessing) -> ScanJob:
         If the scan cannot be used.
     """
     try:
-        return ScanJob.read(path, name, preprocessing)
+        return ScanJob.read(source, preprocessing)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{source.key}: {error}") from error
 
 
 def in_batches(slices: Iterator[Slice], size: int) -> Iterator[list[Slice]]:
@@ -101,5 +101,5 @@ def detect_slices(
         for item, (job, number) in enumerate(batch):
             job.accept(number, detection, item)
             if job.trouble:
-                raise BerdiffError(f"{job.scan.path}: {job.trouble}")
+                raise BerdiffError(f"{job.scan.source.key}: {job.trouble}")
             yield job, number, detection, item

@@ -15,7 +15,7 @@ from .detector import Detector
 from .errors import InputError
 from .manifest import SamplingDefaults, Threshold
 from .scan_job import ScanJob
-from .scans import find_scans, scan_names
+from .scans import find_scans
 
 DEFAULT_RATE = 0.01
 
@@ -99,19 +99,18 @@ def calibrate(
     detector.sampler(settings)  # refuses what is out of range before anything is read
     threshold_for_rate(np.zeros(1), rate)
     source = Path(source)
-    paths = find_scans(source)
-    names = scan_names(paths, source)
     pre = detector.bundle.manifest.preprocessing
-    jobs = (read_job(path, names[path], pre) for path in paths)
+    sources = find_scans(source, pre).sources
+    jobs = (read_job(scan, pre) for scan in sources)
     planes: list[list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = []
     for number, job in enumerate(_finished(detector, jobs, settings, seed, batch_size), start=1):
         planes.append([(job.anomaly[i], job.inside[i]) for i in job.positions])
         if progress is not None:
-            progress(number, len(paths), sum(map(len, planes)))
+            progress(number, len(sources), sum(map(len, planes)))
     values = np.concatenate([plane[inside] for scan in planes for plane, inside in scan])
     value = threshold_for_rate(values, rate)
     source_text = (
-        f"calibrated on {len(paths)} healthy scans ({values.size} foreground pixels): at most "
+        f"calibrated on {len(sources)} healthy scans ({values.size} foreground pixels): at most "
         f"{rate:g} of the pixels lie above; seed {seed}"
     )
     return Calibration(
@@ -124,7 +123,7 @@ def calibrate(
             flip_threshold=settings.flip_threshold,
             smoothing=settings.smoothing,
         ),
-        scans=len(paths),
+        scans=len(sources),
         pixels=int(values.size),
         above=float(np.count_nonzero(values > value) / values.size),
         masked=sum(

@@ -3,8 +3,11 @@
 Layout of an output folder::
 
     maps/<name>_{anomaly,flips,mask,reconstruction}.{nii.gz,png}
+    bids/  dicom/  slices/   other output types, where they were asked for
     overlays/<name>.png      the most anomalous slice of each scan
-    results.csv  slices.csv  one row per scan, one per slice; there once the run has ended
+    volumes/<name>.png       of a volume, three planes through the worst place
+    results.csv  slices.csv  components.csv  results.json
+                             what was found; there once the run has ended
     run.json                 versions, device, options, bundle digest, timings, counts
     journal.jsonl            one line per finished scan, with the digests of what was read and
                              written: what ``--continue`` trusts
@@ -12,27 +15,28 @@ Layout of an output folder::
 
 from __future__ import annotations
 
-import os
+import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from .batches import Progress, Slice, detect_batch, in_batches
+from .components import Component
 from .detector import Detector
 from .errors import BerdiffError, InputError
 from .files import sha256_file
-from .journal import JOURNAL_NAME, Journal, Record
-from .results import RunSummary, ScanResult, write_results, write_slices
+from .flow import Flow
+from .journal import Journal, Record
+from .output_folder import check_apart, check_name, open_output, writing
+from .preprocessing import Preprocessing
+from .results import RunSummary, ScanResult, SliceResult, write_json, write_parts, write_results
 from .run_plan import RunOptions, RunPlan
 from .run_record import write_run_record
-from .scan_job import ScanJob, output_files
-from .scans import find_scans, result_suffix, scan_names
-
-RESULT_FILES = ("results.csv", "slices.csv", "run.json", "report.html")
-
-_LONGEST_NAME = 240  # bytes; file systems allow 255, and temporary names need a few
+from .scan_job import ScanJob
+from .scans import Found, ScanSource, find_scans
+from .writers import FOLDERS, check_types, planned_files, write_results_of
 
 
 def run_folder(
@@ -51,7 +55,8 @@ def run_folder(
     source : str or Path
         A scan, or a folder searched with its subfolders. Never written to.
     output : str or Path
-        Folder for the results; new or empty unless ``options.resume``.
+        Folder for the results; new or empty unless ``options.resume``. Of several parts, each has
+        a folder inside it: ``part-0-of-4``.
     options : RunOptions, optional
         Options of the run.
     progress : callable, optional
@@ -71,14 +76,36 @@ def run_folder(
     """
     source, output, options = Path(source), Path(output), options or RunOptions()
     plan = RunPlan.make(detector, options)
-    paths = find_scans(source)
-    _check_folders(source, output)
-    with _open_output(output, options.resume) as journal:
-        return _Run(detector, plan, journal, source, paths, progress).execute()
+    found = find_for(detector.bundle.manifest.preprocessing, source, options)
+    for scan in found.sources:
+        check_types(scan, options.output_types)
+    check_apart(source, output)
+    if options.num_parts > 1:
+        output = output / f"part-{options.part_id}-of-{options.num_parts}"
+    with open_output(output, options.resume) as journal:
+        return _Run(detector, plan, journal, source, found, progress).execute()
+
+
+def find_for(preprocessing: Preprocessing, source: Path, options: RunOptions) -> Found:
+    """Find the scans of a run: its part of what lies in the input.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    found = find_scans(source, preprocessing, options.input_format)
+    part = found.part(options.num_parts, options.part_id)
+    if not part.sources:
+        raise InputError(
+            f"part {options.part_id} of {options.num_parts} is empty: {source} holds "
+            f"{len(found.sources)} scans"
+        )
+    return part
 
 
 class _Run:
-    """One run: from paths to results."""
+    """One run: from what was found to results."""
 
     def __init__(
         self,
@@ -86,7 +113,7 @@ class _Run:
         plan: RunPlan,
         journal: Journal,
         source: Path,
-        paths: list[Path],
+        found: Found,
         progress: Progress | None,
     ) -> None:
         self.detector = detector
@@ -94,225 +121,215 @@ class _Run:
         self.journal = journal
         self.output = journal.folder
         self.source = source
-        self.paths = paths
-        self.names = scan_names(paths, source)
+        self.found = found
         self.owners = {
-            file: self._relative(path)
-            for path, name in self.names.items()
-            for file in output_files(name, result_suffix(path))
+            file: scan.key
+            for scan in found.sources
+            for file in planned_files(scan, plan.options.output_types)
         }
-        self.results: dict[Path, ScanResult] = {}
+        self.results: dict[str, ScanResult] = {}
         self.reused = 0
         self.slices_done = 0
         self.timings: defaultdict[str, float] = defaultdict(float)
         self.progress = progress
+        self.lock = threading.RLock()  # what readers and writers share with the computing thread
 
     def execute(self) -> RunSummary:
         started = time.time()
-        for batch in in_batches(self._slices(), self.plan.options.batch_size):
-            self._detect(batch)
-            self._report()
+        options = self.plan.options
+        with Flow[ScanSource](options.workers, options.memory) as flow:
+            for batch in in_batches(self._slices(flow), options.batch_size):
+                for job in self._detect(batch):
+                    if job.trouble:
+                        self._fail(job.scan.source, job.trouble, job.seconds, job.scan.sha256)
+                        flow.drop(job)
+                    else:
+                        flow.write(self._finish, job)
+                self._report()
+        self.timings["starved"] = flow.starved
         summary = RunSummary(
             self.output,
-            tuple(self.results[path] for path in self.paths),
+            tuple(self.results[scan.key] for scan in self.found.sources),
             self.reused,
             self.plan.warnings,
         )
-        with _writing(self.output):
+        with writing(self.output):
             self._write_summary(summary, started)
         return summary
 
-    def _slices(self) -> Iterator[Slice]:
+    def _slices(self, flow: Flow[ScanSource]) -> Iterator[Slice]:
         """Every slice to process, scan after scan; unusable scans are recorded and left out."""
-        for path in self.paths:
-            record = self._finished(path)
-            if record is not None:
-                self.results[path] = record.result
-                self.reused += 1
-                self._report()
-                continue
-            job = self._read(path)
-            if job is not None:
-                for number in range(len(job.images)):
-                    yield job, number
+        for job in flow.read(self.found.sources, self._take):
+            for number in range(len(job.images)):
+                yield job, number
 
-    def _finished(self, path: Path) -> Record | None:
+    def _take(self, source: ScanSource) -> ScanJob | None:
+        """Read a scan, unless it is finished already or cannot be used."""
+        record = self._finished(source)
+        if record is None:
+            return self._read(source)
+        with self.lock:
+            self.results[source.key] = record.result
+            self.reused += 1
+            self._report()
+        return None
+
+    def _finished(self, source: ScanSource) -> Record | None:
         """The journal's record of a scan, if nothing it depends on or led to has changed."""
-        record = self.journal.records.get(self._relative(path))
-        if record is None or record.result.name != self.names[path]:
+        record = self.journal.records.get(source.key)
+        if record is None or record.result.name != source.name:
             return None
         if (record.bundle, record.options) != (self.detector.bundle.digest, self.plan.digest):
             return None
-        same = _digest(path) == record.sha256
+        same = source.digest() == record.sha256
         return record if same and self.journal.intact(record) else None
 
-    def _read(self, path: Path) -> ScanJob | None:
+    def _read(self, source: ScanSource) -> ScanJob | None:
         start = time.perf_counter()
+        manifest = self.detector.bundle.manifest
         try:
-            _check_name(self.names[path])
-            job = ScanJob.read(path, self.names[path], self.detector.bundle.manifest.preprocessing)
-        except InputError as error:
-            self._fail(path, str(error), time.perf_counter() - start, _digest(path))
+            check_name(planned_files(source, self.plan.options.output_types))
+            job = ScanJob.read(source, manifest.preprocessing, self.plan.options.accept_contrast)
+            count = len(job.scores)
+            if job.scan.kind in ("volume", "frames") and count < self.plan.options.min_slices:
+                raise InputError(
+                    f"it has {count} slices, expected {self.plan.options.min_slices} at least "
+                    "(--min-slices); is the series complete?"
+                )
+            job.look(manifest.input_statistics)
+        except Exception as error:  # no scan ends the run for the others
+            reason, seconds = _reason(error), time.perf_counter() - start
+            self._fail(source, reason, seconds, source.digest(), "rejected")
             return None
         job.seconds = time.perf_counter() - start
-        self.timings["read"] += job.seconds
+        self._spend("read", job.seconds)
         return job
 
-    def _detect(self, batch: list[Slice]) -> None:
-        """Process a batch, and finish every scan whose last slice was in it."""
+    def _detect(self, batch: list[Slice]) -> list[ScanJob]:
+        """Process a batch; return the scans whose last slice was in it."""
         start = time.perf_counter()
         detection = detect_batch(self.detector, batch, self.plan.settings, self.plan.options.seed)
         seconds = time.perf_counter() - start
         for stage, spent in detection.timings.items():
-            self.timings[stage] += spent
+            self._spend(stage, spent)
         self.slices_done += len(batch)
+        done = []
         for item, (job, number) in enumerate(batch):
             job.seconds += seconds / len(batch)
             job.accept(number, detection, item)
-            if job.pending == 0 and job.trouble:
-                self._fail(job.scan.path, job.trouble, job.seconds, job.scan.sha256)
-            elif job.pending == 0:
-                with _writing(self.output):
-                    self._finish(job)
+            if job.pending == 0:
+                done.append(job)
+        self._spend("restore", time.perf_counter() - start - seconds)
+        return done
 
     def _finish(self, job: ScanJob) -> None:
         """Write what a scan led to, then record it: a scan without a record is done again."""
-        path, start = job.scan.path, time.perf_counter()
-        relative = self._relative(path)
+        start = time.perf_counter()
+        source = job.scan.source
         threshold = job.threshold(self.plan.threshold)
-        mask = job.segment(threshold[0])
-        outputs, full_scale = job.write(self.output, mask, threshold[0])
+        made_by = self.plan.provenance(self.detector, threshold, job.scan.sha256)
+        types = self.plan.options.output_types
+        try:
+            with writing(self.output):
+                mask = job.segment(threshold[0])
+                components = job.components(mask)
+                names = write_results_of(self.output, job, mask, made_by, types)
+                outputs = {name: sha256_file(self.output / name) for name in names}
+        except InputError as error:
+            self._remove(planned_files(source, types))
+            self._fail(source, str(error), job.seconds, job.scan.sha256)
+            return
         seconds = time.perf_counter() - start
-        self.timings["write"] += seconds
         job.seconds += seconds
-        result = job.result(relative, mask, threshold, full_scale)
-        self._remove_stale(relative, outputs)
-        self.journal.add(
-            Record(
-                sha256=job.scan.sha256,
-                bundle=self.detector.bundle.digest,
-                options=self.plan.digest,
-                outputs=outputs,
-                result=result,
-                slices=job.slice_results(mask),
-            )
+        result = job.result(mask, threshold, components)
+        record = Record(
+            sha256=job.scan.sha256,
+            bundle=self.detector.bundle.digest,
+            options=self.plan.digest,
+            outputs=outputs,
+            result=result,
+            slices=job.slice_results(mask),
+            components=components,
         )
-        self.results[path] = result
-        self._report()
+        with self.lock, writing(self.output):
+            self._remove_stale(source.key, outputs)
+            self.journal.add(record)
+            self.results[source.key] = result
+            self._spend("write", seconds)
+            self._report()
 
-    def _fail(self, path: Path, reason: str, seconds: float, sha256: str) -> None:
-        self._remove_stale(self._relative(path), {})
-        self.results[path] = ScanResult(
-            name=self.names[path],
-            input=self._relative(path),
+    def _fail(
+        self, source: ScanSource, reason: str, seconds: float, sha256: str, verdict: str = ""
+    ) -> None:
+        result = ScanResult(
+            name=source.name,
+            input=source.key,
+            format=source.format,
             status="failed",
             reason=reason,
+            verdict="rejected" if verdict else "",
+            verdict_reason=reason if verdict else "",
             seconds=round(seconds, 3),
             sha256=sha256,
         )
-        self._report()
+        with self.lock:
+            self._remove_stale(source.key, {})
+            self.results[source.key] = result
+            self._report()
 
-    def _remove_stale(self, relative: str, outputs: Iterable[str]) -> None:
+    def _remove_stale(self, key: str, outputs: Iterable[str]) -> None:
         """Remove what an earlier run wrote for this scan and this one did not."""
-        record = self.journal.records.get(relative)
-        for name in set(record.outputs if record else ()) - set(outputs):
+        record = self.journal.records.get(key)
+        stale = set(record.outputs if record else ()) - set(outputs)
+        self._remove(name for name in stale if self.owners.get(name, key) == key)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
             parts = PurePosixPath(name).parts
-            below = parts[:1] in (("maps",), ("overlays",)) and ".." not in parts
-            if below and self.owners.get(name, relative) == relative:
+            if parts[0] in FOLDERS and ".." not in parts:
                 (self.output / name).unlink(missing_ok=True)
 
     def _write_summary(self, summary: RunSummary, started: float) -> None:
+        records = [self.journal.records[result.input] for result in summary.ok]
         write_results(self.output, summary.results)
-        write_slices(
-            self.output,
-            [(result.name, self.journal.records[result.input].slices) for result in summary.ok],
+        write_parts(
+            self.output, "slices.csv", SliceResult, [(r.result.name, r.slices) for r in records]
         )
+        write_parts(
+            self.output,
+            "components.csv",
+            Component,
+            [(r.result.name, r.components) for r in records],
+        )
+        parts = {r.result.input: (r.slices, r.components) for r in records}
+        write_json(self.output, [(r, *parts.get(r.input, ((), ()))) for r in summary.results])
         write_run_record(
             self.output,
             detector=self.detector,
             plan=self.plan,
             summary=summary,
             source=self.source,
+            ignored=self.found.ignored,
             started=started,
             timings=dict(self.timings),
         )
 
-    def _relative(self, path: Path) -> str:
-        return path.name if path == self.source else path.relative_to(self.source).as_posix()
+    def _spend(self, stage: str, seconds: float) -> None:
+        with self.lock:
+            self.timings[stage] += seconds
 
     def _report(self) -> None:
         if self.progress is not None:
-            self.progress(len(self.results), len(self.paths), self.slices_done)
+            with self.lock:
+                self.progress(len(self.results), len(self.found.sources), self.slices_done)
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn what the system says about an output folder into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise BerdiffError(
-            f"cannot write to {folder}: {error.strerror or error}; what is finished is kept, and "
-            "the same command with --continue goes on from there"
-        ) from error
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of an input; empty where it cannot be read."""
-    try:
-        return sha256_file(path) if path.is_file() else ""
-    except OSError:
-        return ""
-
-
-def _check_folders(source: Path, output: Path) -> None:
-    """Refuse folders inside one another: results must not be found, or written over, as input."""
-    read, written = source.resolve(), output.resolve()
-    overlap = read == written or written in read.parents
-    if overlap or (source.is_dir() and read in written.parents):
-        raise InputError(
-            f"input {source} and output {output} lie in one another; choose an output folder "
-            "outside the input"
-        )
-
-
-def _check_name(name: str) -> None:
-    longest = max(
-        len(os.fsencode(PurePosixPath(file).name)) for file in output_files(name, ".nii.gz")
-    )
-    if longest > _LONGEST_NAME:
-        raise InputError(f"its name is too long: results would need names of {longest} bytes")
-
-
-def _open_output(output: Path, resume: bool) -> Journal:
-    """Create or take over an output folder and lock it."""
-    if output.exists() and not output.is_dir():
-        raise BerdiffError(f"{output} is a file; choose a folder for the results")
-    begun = (output / JOURNAL_NAME).exists()
-    if not begun and output.exists() and any(output.iterdir()):
-        raise BerdiffError(
-            f"{output} is not empty and holds no results of berdiff infer; choose a new folder"
-        )
-    with _writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-        journal = Journal(output)
-        try:
-            if resume:
-                _clear_unfinished(output)
-            elif journal.records or len(list(output.iterdir())) > 1:
-                raise BerdiffError(
-                    f"{output} holds results already; add --continue to go on with that run, or "
-                    "choose a new folder"
-                )
-        except BaseException:
-            journal.close()
-            raise
-    return journal
-
-
-def _clear_unfinished(output: Path) -> None:
-    """Remove half-written files of a killed run, and summaries that will be written anew."""
-    for name in RESULT_FILES:
-        (output / name).unlink(missing_ok=True)
-    for part in output.rglob(".part-*"):
-        part.unlink(missing_ok=True)
+def _reason(error: Exception) -> str:
+    """Why a scan failed. Of an error nobody foresaw its place, not its text: that may hold names."""
+    if isinstance(error, BerdiffError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the scan does not fit into memory"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}"
+    return f"unexpected {type(error).__name__} ({place}); the file is damaged, or this is a defect"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .closing import Closing
+from .components import Component
 from .errors import BerdiffError
 from .files import sha256_file
 from .results import ScanResult, SliceResult
@@ -28,7 +29,7 @@ class Record:
     Attributes
     ----------
     sha256 : str
-        SHA-256 of the input file.
+        Digest of the input; see `combined_digest`.
     bundle : str
         Digest of the bundle.
     options : str
@@ -39,6 +40,8 @@ class Record:
         Its row of ``results.csv``.
     slices : tuple of SliceResult
         Its rows of ``slices.csv``.
+    components : tuple of Component
+        Its rows of ``components.csv``.
     """
 
     sha256: str
@@ -47,6 +50,7 @@ class Record:
     outputs: dict[str, str]
     result: ScanResult
     slices: tuple[SliceResult, ...]
+    components: tuple[Component, ...] = ()
 
 
 class Journal(Closing):

@@ -1,15 +1,17 @@
-"""What a run over a folder reports: one record per scan, ``results.csv`` and ``slices.csv``."""
+"""What a run over a folder reports: records of scans, slices and components, as CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .components import Component
 from .files import write_atomic
 
 
@@ -25,11 +27,15 @@ class SliceResult:
         Image score; None where the slice is empty and was not processed.
     mask_pixels : int
         Pixels of the mask.
+    ood : float or None
+        How far the slice is from the training images, over the limit: above 1 it is out of
+        distribution. None where the slice is empty or the bundle has no statistics.
     """
 
     index: int
     score: float | None
     mask_pixels: int
+    ood: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,21 @@ class ScanResult:
     name : str
         Name of its results: ``maps/<name>_anomaly...``, ``overlays/<name>.png``.
     input : str
-        Path below the input folder.
+        Path below the input folder, or ``dicom:`` and the UID of a series.
+    format : str
+        How it was read: "picture", "nifti", "brats", "nnunet", "bids" or "dicom".
     status : {"ok", "failed"}
         Whether it was processed.
     reason : str
         Why it failed; empty where it did not.
+    verdict : {"ok", "suspect", "rejected", ""}
+        Of the input: what the model was trained for; processed, but to be doubted; not usable.
+        Empty where a failure says nothing about the input.
+    verdict_reason : str
+        Why it is suspect or rejected.
+    ood : float or None
+        How far the scan is from the training images, over the limit: above 1 it is out of
+        distribution. None where the bundle has no statistics.
     slices, empty_slices : int
         Slices in the scan; those among them that show nothing and were skipped.
     score : float or None
@@ -62,12 +78,16 @@ class ScanResult:
         Pixels (voxels) of the mask.
     volume_ml : float or None
         Volume of the mask in ml, for volumes.
+    components : int
+        Connected parts of the mask, over all slices.
+    largest_ml : float or None
+        Volume of the largest of them in ml, for volumes.
     full_scale : float or None
-        Value that the brightest grey of ``_anomaly.png`` stands for; 1 in NIfTI maps.
+        Value that the brightest grey of ``_anomaly.png`` stands for; 1 for all but pictures.
     seconds : float
         Time spent on this scan.
     sha256 : str
-        SHA-256 of the input file.
+        Digest of the input: SHA-256 of its file; of several, that of their digests.
     notes : str
         What was assumed about the file.
     """
@@ -76,6 +96,10 @@ class ScanResult:
     input: str
     status: Literal["ok", "failed"]
     reason: str = ""
+    format: str = ""
+    verdict: Literal["ok", "suspect", "rejected", ""] = ""
+    verdict_reason: str = ""
+    ood: float | None = None
     slices: int = 0
     empty_slices: int = 0
     score: float | None = None
@@ -85,6 +109,8 @@ class ScanResult:
     threshold_source: Literal["option", "bundle", "otsu", ""] = ""
     mask_pixels: int = 0
     volume_ml: float | None = None
+    components: int = 0
+    largest_ml: float | None = None
     full_scale: float | None = None
     seconds: float = 0.0
     sha256: str = ""
@@ -122,6 +148,11 @@ class RunSummary:
         """Scans that were not, each with its reason."""
         return [result for result in self.results if result.status == "failed"]
 
+    @property
+    def suspect(self) -> list[ScanResult]:
+        """Scans that were processed, and whose results are to be doubted."""
+        return [result for result in self.ok if result.verdict == "suspect"]
+
 
 def write_results(folder: Path, results: Sequence[ScanResult]) -> None:
     """Write ``results.csv``: one row per scan."""
@@ -130,17 +161,50 @@ def write_results(folder: Path, results: Sequence[ScanResult]) -> None:
     _write_csv(folder / "results.csv", header, rows)
 
 
-def write_slices(folder: Path, slices: Iterable[tuple[str, Sequence[SliceResult]]]) -> None:
-    """Write ``slices.csv``: one row per slice, with the name of its scan."""
-    header = ["name", *(field.name for field in dataclasses.fields(SliceResult))]
-    rows = ((name, *dataclasses.astuple(item)) for name, items in slices for item in items)
-    _write_csv(folder / "slices.csv", header, rows)
+def write_parts(
+    folder: Path, name: str, kind: type, parts: Iterable[tuple[str, Sequence[Any]]]
+) -> None:
+    """Write what scans consist of: one row per part, with the name of its scan.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    name : str
+        Name of the file.
+    kind : type
+        Dataclass of the parts: `SliceResult` or `Component`.
+    parts : iterable of (str, sequence)
+        Name of each scan, and its parts.
+    """
+    header = ["name", *(field.name for field in dataclasses.fields(kind))]
+    rows = ((scan, *dataclasses.astuple(item)) for scan, items in parts for item in items)
+    _write_csv(folder / name, header, rows)
+
+
+def write_json(
+    folder: Path,
+    results: Iterable[tuple[ScanResult, Sequence[SliceResult], Sequence[Component]]],
+) -> None:
+    """Write ``results.json``: the tables in one, slices and components inside their scan."""
+    scans = [
+        {
+            **dataclasses.asdict(result),
+            "slice_results": [dataclasses.asdict(item) for item in slices],
+            "component_results": [dataclasses.asdict(item) for item in components],
+        }
+        for result, slices, components in results
+    ]
+    text = json.dumps({"scans": scans}, indent=1, allow_nan=False)
+    write_atomic(folder / "results.json", (text + "\n").encode("ascii"))
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    for row in rows:
+        # A place in the world is three numbers in one cell.
+        writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row])
     # File names need not be valid Unicode; what is not is shown escaped.
     write_atomic(path, text.getvalue().encode("utf-8", errors="backslashreplace"))

@@ -13,7 +13,10 @@ from berdiff import __version__
 from .detector import Detector
 from .errors import InputError
 from .manifest import SamplingDefaults
+from .provenance import Provenance
 from .scan_job import ThresholdSource
+from .scans import InputFormat
+from .writers import OUTPUT_TYPES, OutputType
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,20 @@ class RunOptions:
     resume : bool
         Go on in an output folder that an earlier run began: what is finished, from the same input,
         bundle and options, is not done again.
+    output_types : tuple of str
+        What is written, of `OUTPUT_TYPES`; empty: PNG for pictures, NIfTI for everything else.
+    input_format : str
+        "auto", or the one layout to look for; see `find_scans`.
+    accept_contrast : bool
+        Process scans whose header names another contrast than the model takes, as suspect.
+    min_slices : int
+        Volumes with fewer slices are refused: a series cut off in transfer looks complete.
+    num_parts, part_id : int
+        Take every `num_parts`-th scan, beginning with number `part_id`, into a folder of its own.
+    workers : int
+        Threads that read, and threads that write.
+    memory : int
+        Bytes of scans between reading and writing above which no further one is read.
     """
 
     batch_size: int = 8
@@ -42,6 +59,35 @@ class RunOptions:
     flip_threshold: float | None = None
     threshold: float | None = None
     resume: bool = False
+    output_types: tuple[OutputType, ...] = ()
+    input_format: InputFormat = "auto"
+    accept_contrast: bool = False
+    min_slices: int = 1
+    num_parts: int = 1
+    part_id: int = 0
+    workers: int = 2
+    memory: int = 2**31
+
+    def __post_init__(self) -> None:
+        """Refuse what no detector could make sense of."""
+        if self.batch_size < 1:
+            raise InputError(f"batch size must be 1 or more, got {self.batch_size}")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed must lie between 0 and 2^64 - 1, got {self.seed}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError(f"threshold must be a number, got {self.threshold}")
+        if self.num_parts < 1 or not 0 <= self.part_id < self.num_parts:
+            raise InputError(
+                f"got part {self.part_id} of {self.num_parts}; parts count from 0 to their number "
+                "less 1"
+            )
+        if self.workers < 1:
+            raise InputError(f"workers must be 1 or more, got {self.workers}")
+        unknown = set(self.output_types) - set(OUTPUT_TYPES)
+        if unknown:
+            raise InputError(
+                f"unknown output type {', '.join(sorted(unknown))}; known: {', '.join(OUTPUT_TYPES)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,12 +123,6 @@ class RunPlan:
         InputError
             If one is out of range.
         """
-        if options.batch_size < 1:
-            raise InputError(f"batch size must be 1 or more, got {options.batch_size}")
-        if not 0 <= options.seed < 2**64:
-            raise InputError(f"seed must lie between 0 and 2^64 - 1, got {options.seed}")
-        if options.threshold is not None and not math.isfinite(options.threshold):
-            raise InputError(f"threshold must be a number, got {options.threshold}")
         settings = detector.settings(
             noise_level=options.noise_level,
             steps=options.steps,
@@ -97,9 +137,28 @@ class RunPlan:
             "seed": options.seed,
             "settings": dataclasses.asdict(settings),
             "threshold": threshold,
+            "output_types": options.output_types,
+            "accept_contrast": options.accept_contrast,
         }
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         return cls(options, settings, threshold, digest, warnings)
+
+    def provenance(
+        self, detector: Detector, threshold: tuple[float, ThresholdSource], sha256: str
+    ) -> Provenance:
+        """What made the results of one scan."""
+        return Provenance(
+            model=detector.bundle.manifest.name,
+            bundle=detector.bundle.digest,
+            software=__version__,
+            backend=detector.backend.name,
+            device=detector.backend.device,
+            seed=self.options.seed,
+            settings=dataclasses.asdict(self.settings),
+            threshold=threshold[0],
+            threshold_source=threshold[1],
+            input_sha256=sha256,
+        )
 
 
 def _threshold(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +14,6 @@ from .environment import machine, software
 from .files import write_atomic
 from .results import RunSummary
 from .run_plan import RunPlan
-from .scans import other_files
 
 
 def write_run_record(
@@ -22,6 +22,7 @@ def write_run_record(
     plan: RunPlan,
     summary: RunSummary,
     source: Path,
+    ignored: tuple[tuple[str, str], ...],
     started: float,
     timings: Mapping[str, float],
 ) -> None:
@@ -39,6 +40,8 @@ def write_run_record(
         The outcome.
     source : Path
         The input.
+    ignored : tuple of (str, str)
+        Files that are no scan, and why.
     started : float
         Start of the run, seconds since the epoch.
     timings : mapping of str to float
@@ -46,7 +49,7 @@ def write_run_record(
     """
     now = datetime.now(timezone.utc)
     begin = datetime.fromtimestamp(started, timezone.utc)
-    bundle, ignored = detector.bundle, other_files(source)
+    bundle = detector.bundle
     record = {
         "software": software(),
         "platform": machine(),
@@ -78,12 +81,15 @@ def write_run_record(
             "scans": len(summary.results),
             "ok": len(summary.ok),
             "failed": len(summary.failed),
+            "suspect": len(summary.suspect),
+            "rejected": sum(result.verdict == "rejected" for result in summary.results),
             "reused": summary.reused,
             "slices": sum(result.slices for result in summary.results),
             "empty_slices": sum(result.empty_slices for result in summary.results),
             "ignored_files": len(ignored),
         },
         "failed": {result.input: result.reason for result in summary.failed},
-        "ignored_files": [str(path) for path in ignored[:100]],
+        # Counted, not named: folders of scans are named after people all too often.
+        "ignored_files": dict(Counter(reason for _, reason in ignored)),
     }
     write_atomic(folder / "run.json", (json.dumps(record, indent=2) + "\n").encode("ascii"))

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anomaly import otsu, segment
+from .components import Component, find_components
 from .detector import Detection
 from .errors import InputError
-from .files import sha256_file
+from .intake import SCORED_FOREGROUND, InputStatistics, Intake, judge
 from .preprocessing import Preprocessing, foreground
 from .results import ScanResult, SliceResult
-from .scans import Scan, read_scan
+from .scans import Scan, ScanSource, read_scan
+from .scans.picture import full_scale
 from .scans.scan import is_constant
 
 FloatArray = NDArray[np.float32]
 ThresholdSource = Literal["option", "bundle", "otsu"]
-
-MAP_PARTS = ("anomaly", "flips", "mask", "reconstruction")
 
 
 @dataclass(eq=False)
@@ -31,8 +31,6 @@ class ScanJob:
 
     Attributes
     ----------
-    name : str
-        Name of the results.
     scan : Scan
         The scan; its voxels are given up once they are prepared.
     preprocessing : Preprocessing
@@ -55,9 +53,10 @@ class ScanJob:
         Time spent on this scan so far.
     trouble : str
         Why the scan has failed; empty while it has not.
+    intake : Intake
+        How far the input is what the model was trained on; from `look`.
     """
 
-    name: str
     scan: Scan
     preprocessing: Preprocessing
     images: FloatArray
@@ -70,6 +69,7 @@ class ScanJob:
     pending: int = field(init=False)
     seconds: float = 0.0
     trouble: str = ""
+    intake: Intake = field(init=False)
 
     def __post_init__(self) -> None:
         """Make room for the results."""
@@ -83,7 +83,9 @@ class ScanJob:
         self.pending = len(self.positions)
 
     @classmethod
-    def read(cls, path: Path, name: str, preprocessing: Preprocessing) -> ScanJob:
+    def read(
+        cls, source: ScanSource, preprocessing: Preprocessing, accept_contrast: bool = False
+    ) -> ScanJob:
         """Read a scan and bring its slices to the model's grid.
 
         Raises
@@ -91,16 +93,20 @@ class ScanJob:
         InputError
             If the scan cannot be used.
         """
-        scan = read_scan(path, preprocessing)
-        count, _, rows, columns = scan.slices.shape
+        if source.mismatch and not accept_contrast:
+            raise InputError(f"{source.mismatch}; --accept-contrast processes it all the same")
+        scan = read_scan(source, preprocessing)
+        slices = preprocessing.clear_background(scan.slices)
+        count, _, rows, columns = slices.shape
         images, positions = [], []
         inside = np.zeros((count, rows, columns), np.bool_)
-        for position, image in enumerate(scan.slices):
+        for position, image in enumerate(slices):
             if count > 1 and _shows_nothing(image, preprocessing):
                 continue
             try:
-                images.append(preprocessing.to_grid(image, scan.spacing))
-                inside[position] = foreground(preprocessing.normalise(image))
+                normalised = preprocessing.normalise(image)
+                images.append(preprocessing.place(normalised, scan.spacing))
+                inside[position] = foreground(normalised)
             except InputError as error:
                 if count == 1:
                     raise
@@ -108,8 +114,24 @@ class ScanJob:
             positions.append(position)
         if not images:
             raise InputError("no slice shows anything the model's normalisation can use")
-        scan = dataclasses.replace(scan, slices=scan.slices[:0].copy())
-        return cls(name, scan, preprocessing, np.stack(images), positions, inside)
+        doubts = (*scan.doubts, *([source.mismatch] if source.mismatch else []))
+        scan = dataclasses.replace(scan, slices=scan.slices[:0].copy(), doubts=doubts)
+        return cls(scan, preprocessing, np.stack(images), positions, inside)
+
+    @property
+    def name(self) -> str:
+        """Name of the scan's results."""
+        return self.scan.source.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds until its results are written."""
+        arrays = (self.images, self.inside, self.anomaly, self.flips, self.reconstruction)
+        return sum(array.nbytes for array in arrays)
+
+    def look(self, statistics: InputStatistics | None) -> None:
+        """Judge the input against what the model was trained on."""
+        self.intake = judge(statistics, self.images, self.scan.doubts)
 
     def image_id(self, number: int) -> int:
         """Identity of ``images[number]``."""
@@ -147,52 +169,44 @@ class ScanJob:
             ]
         )
 
-    def write(
-        self, folder: Path, mask: NDArray[np.bool_], threshold: float
-    ) -> tuple[dict[str, str], float]:
-        """Write maps and overlay, each file whole or not at all.
-
-        Returns
-        -------
-        dict of str to str
-            SHA-256 of each file, by path below `folder`.
-        float
-            What full scale of the anomaly map stands for.
-        """
+    def components(self, mask: NDArray[np.bool_]) -> tuple[Component, ...]:
+        """Connected parts of the mask, largest first, on the file's own axes."""
         grid = self.scan.grid
-        files = output_files(self.name, grid.suffix)
-        anomaly, flips, mask_file, reconstruction, overlay = (folder / name for name in files)
-        full_scale = grid.write_map(anomaly, self.anomaly)
-        grid.write_map(flips, self.flips)
-        grid.write_mask(mask_file, mask)
-        grid.write_images(reconstruction, self.reconstruction)
-        self._write_overlay(overlay, mask, threshold)
-        return {name: sha256_file(folder / name) for name in files}, full_scale
+        affine = grid.affine if self.scan.kind == "volume" else None
+        return find_components(
+            grid.volume(mask), grid.volume(self.anomaly), affine, self.scan.voxel_mm3
+        )
 
     def result(
         self,
-        relative: str,
         mask: NDArray[np.bool_],
         threshold: tuple[float, ThresholdSource],
-        full_scale: float,
+        components: tuple[Component, ...],
     ) -> ScanResult:
         """Sum the scan up."""
         grid, voxels = self.scan.grid, int(np.count_nonzero(mask))
         mm3 = self.scan.voxel_mm3
+        worst = self.worst()
         return ScanResult(
             name=self.name,
-            input=relative,
+            input=self.scan.source.key,
+            format=self.scan.source.format,
             status="ok",
+            verdict=self.intake.verdict,
+            verdict_reason="; ".join(self.intake.reasons),
+            ood=self.intake.ood,
             slices=len(self.scores),
             empty_slices=len(self.scores) - len(self.positions),
-            score=self.scores[self._worst()],
-            worst_slice=grid.file_index(self._worst()),
+            score=self.scores[worst],
+            worst_slice=grid.file_index(worst),
             slice_axis=grid.slice_axis,
             threshold=threshold[0],
             threshold_source=threshold[1],
             mask_pixels=voxels,
             volume_ml=None if mm3 is None else round(voxels * mm3 / 1000, 6),
-            full_scale=full_scale,
+            components=len(components),
+            largest_ml=components[0].volume_ml if components else None,
+            full_scale=full_scale(self.anomaly) if self.scan.kind == "picture" else 1.0,
             seconds=round(self.seconds, 3),
             sha256=self.scan.sha256,
             notes="; ".join(self.scan.notes),
@@ -200,44 +214,75 @@ class ScanJob:
 
     def slice_results(self, mask: NDArray[np.bool_]) -> tuple[SliceResult, ...]:
         """Sum each slice up, in the order of the file."""
-        return tuple(
-            sorted(
-                (
-                    SliceResult(self.scan.grid.file_index(index), score, int(plane.sum()))
-                    for index, (score, plane) in enumerate(zip(self.scores, mask, strict=True))
-                ),
-                key=lambda item: item.index,
+        strangeness = dict(zip(self.positions, self.intake.slices, strict=True))
+        results = (
+            SliceResult(
+                index=self.scan.grid.file_index(index),
+                score=score,
+                mask_pixels=int(plane.sum()),
+                ood=strangeness.get(index),
             )
+            for index, (score, plane) in enumerate(zip(self.scores, mask, strict=True))
         )
+        return tuple(sorted(results, key=lambda item: item.index))
+
+    def image(self, position: int) -> FloatArray:
+        """One slice as the model saw it, mean over channels, on the scan's grid, ``[H0, W0]``."""
+        return self._to_scan(self.images[self.positions.index(position)]).mean(axis=0)
+
+    def worst(self) -> int:
+        """Position of the slice with the highest score; the first of equals.
+
+        Slices that show next to nothing, at the ends of a volume, do not count: models are not
+        trained on them.
+        """
+        shown = np.count_nonzero(self.inside[self.positions], axis=(1, 2))
+        enough = shown >= SCORED_FOREGROUND * shown.max()
+        counted = [p for p, keep in zip(self.positions, enough, strict=True) if keep]
+        return max(counted, key=lambda position: self.scores[position] or 0.0)
 
     def _to_scan(self, values: FloatArray) -> FloatArray:
         shape = (self.inside.shape[1], self.inside.shape[2])
         return self.preprocessing.from_grid(values, shape, self.scan.spacing)
 
-    def _worst(self) -> int:
-        """Position of the slice with the highest score; the first of equals."""
-        return max(self.positions, key=lambda position: self.scores[position] or 0.0)
-
-    def _write_overlay(self, path: Path, mask: NDArray[np.bool_], threshold: float) -> None:
+    def write_overlay(
+        self, path: Path, position: int, mask: NDArray[np.bool_], threshold: float
+    ) -> None:
+        """Write a picture of one slice: image, reconstruction, anomaly map, mask."""
         from .overlays import write_overlay
 
-        worst = self._worst()
-        image = self._to_scan(self.images[self.positions.index(worst)])
         write_overlay(
             path,
-            image.mean(axis=0),
-            self.anomaly[worst],
-            mask[worst],
-            self.reconstruction[worst].mean(axis=0),
+            self.image(position),
+            self.anomaly[position],
+            mask[position],
+            self.reconstruction[position].mean(axis=0),
             # Scaled by the threshold, healthy scans look dark beside others of the run.
             scale=2 * threshold,
         )
 
+    def write_volume_picture(self, path: Path, mask: NDArray[np.bool_], threshold: float) -> None:
+        """Write a picture of a volume: three planes through the worst place, and the scores."""
+        from .volume_picture import write_volume_picture
 
-def output_files(name: str, suffix: str) -> list[str]:
-    """Paths of a scan's results below the output folder: four maps and the overlay."""
-    maps = (f"maps/{name}_{part}{suffix}" for part in MAP_PARTS)
-    return [*maps, f"overlays/{name}.png"]
+        image = np.zeros(self.anomaly.shape, np.float32)
+        for position in self.positions:
+            image[position] = self.image(position)
+        worst = self.worst()
+        peak = np.unravel_index(int(self.anomaly[worst].argmax()), self.anomaly.shape[1:])
+        rows, columns = self.scan.spacing or (1.0, 1.0)
+        area = rows * columns
+        write_volume_picture(
+            path,
+            image,
+            self.anomaly,
+            mask,
+            spacing_mm=((self.scan.voxel_mm3 or area) / area, rows, columns),
+            focus=(worst, int(peak[0]), int(peak[1])),
+            scores=self.scores,
+            scale=2 * threshold,
+            orientation=self.preprocessing.orientation,
+        )
 
 
 def _shows_nothing(image: FloatArray, preprocessing: Preprocessing) -> bool:

@@ -6,68 +6,25 @@ import hashlib
 import io
 import math
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, MissingDependency, optional
-from ..files import write_atomic
 from ..preprocessing import Preprocessing
-from .scan import MAX_VOXELS, FloatArray, Scan, image_ids, little_endian, read_content
+from .geometry import FloatArray, Grid
+from .scan import MAX_VOXELS, Scan, image_ids, little_endian
+from .source import ScanSource
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I", "F")
 _EXIF_ORIENTATION = 0x0112
-_FULL_SCALE_KEY = "berdiff:full-scale"
 
 
-@dataclass(frozen=True)
-class PictureGrid:
-    """Writes results of a picture as PNG: 16-bit grey maps, 8-bit masks.
-
-    A map's stored value is ``value * 65535 / full_scale``; full_scale is 1, or the next power of
-    two that holds the map's largest value, and stands in the PNG's text under
-    ``berdiff:full-scale``.
-    """
-
-    @property
-    def suffix(self) -> str:
-        """Suffix of the files it writes."""
-        return ".png"
-
-    @property
-    def slice_axis(self) -> int | None:
-        """A picture is one image: None."""
-        return None
-
-    def file_index(self, index: int) -> int:
-        """Position of a slice: 0, the only one."""
-        return index
-
-    def write_map(self, path: Path, values: FloatArray) -> float:
-        """Write a map ``[1, H0, W0]``; return the value that 65535 stands for."""
-        full_scale = _full_scale(values)
-        _write_png(path, _sixteen_bit(values[0], full_scale), full_scale)
-        return full_scale
-
-    def write_mask(self, path: Path, mask: NDArray[np.bool_]) -> None:
-        """Write a mask ``[1, H0, W0]`` as 0 and 255."""
-        _write_png(path, mask[0].astype(np.uint8) * np.uint8(255))
-
-    def write_images(self, path: Path, images: FloatArray) -> None:
-        """Write an image ``[1, C, H0, W0]`` in [0, 1]: 16-bit grey, or 8-bit RGB."""
-        if images.shape[1] == 1:
-            _write_png(path, _sixteen_bit(images[0, 0], 1.0), 1.0)
-        else:
-            _write_png(path, np.rint(np.moveaxis(images[0], 0, -1) * 255).astype(np.uint8), 1.0)
-
-
-def read_picture(path: Path, preprocessing: Preprocessing) -> Scan:
+def read_picture(source: ScanSource, preprocessing: Preprocessing) -> Scan:
     """Read a picture as one slice, rows and columns as stored.
 
     Grey of 8, 16 or 32 bits is read as it is. For a model of one channel, a colour picture whose
@@ -80,7 +37,7 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Scan:
         If it cannot be read, has several pages, a rotation in its EXIF, real transparency, or
         colours the model cannot take.
     """
-    content = read_content(path)
+    content = source.files[0].read()
     try:
         stored = _decode(content)
     except (InputError, MissingDependency):
@@ -91,14 +48,13 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Scan:
         raise InputError(f"cannot read it as PNG, JPEG or TIFF: {error}") from error
     planes = np.ascontiguousarray(_channels(stored, preprocessing))
     return Scan(
-        path=path,
+        source=source,
         kind="picture",
         slices=planes.astype(np.float32)[None],
         spacing=None,
-        voxel_mm3=None,
-        image_ids=image_ids(little_endian(planes).tobytes(), 1),
+        image_ids=image_ids([little_endian(planes).tobytes()], 1),
         sha256=hashlib.sha256(content).hexdigest(),
-        grid=PictureGrid(),
+        grid=Grid("picture", planes.shape[1:]),
     )
 
 
@@ -176,20 +132,7 @@ def _channels(stored: NDArray[Any], preprocessing: Preprocessing) -> NDArray[Any
     return stored[None, ..., 0]
 
 
-def _full_scale(values: FloatArray) -> float:
+def full_scale(values: FloatArray) -> float:
+    """Value that 65535 stands for in a map stored as PNG: 1, or a power of two above the largest."""
     largest = float(values.max())
     return 1.0 if largest <= 1 else 2.0 ** math.ceil(math.log2(largest))
-
-
-def _sixteen_bit(values: FloatArray, full_scale: float) -> NDArray[np.uint16]:
-    return np.rint(np.clip(values / full_scale, 0, 1).astype(np.float64) * 65535).astype(np.uint16)
-
-
-def _write_png(path: Path, pixels: NDArray[Any], full_scale: float | None = None) -> None:
-    pillow = optional("PIL.Image", "images")
-    text = optional("PIL.PngImagePlugin", "images").PngInfo()
-    if full_scale is not None:
-        text.add_text(_FULL_SCALE_KEY, repr(full_scale))
-    buffer = io.BytesIO()
-    pillow.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
-    write_atomic(path, buffer.getvalue())

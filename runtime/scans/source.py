@@ -85,7 +85,9 @@ class FileRef:
                 content = stream.read(limit + 1 if whole else limit)
         except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError) as e:
             raise InputError(f"cannot read it from the archive {self.path.name}: {e}") from e
-        except Exception as error:  # the decompressors of zlib, bz2 and lzma have errors of their own
+        except (
+            Exception
+        ) as error:  # the decompressors of zlib, bz2 and lzma have errors of their own
             raise InputError(f"damaged in the archive {self.path.name}: {error}") from error
         if whole and not content:
             raise InputError("the file is empty (0 bytes)")
@@ -123,6 +125,8 @@ class ScanSource:
         ("suffix", "FLAIR"))``; empty outside BIDS.
     problem : str
         Why it cannot be used, where that is known already; empty otherwise.
+    mismatch : str
+        What in its header contradicts the model's intended input; empty otherwise.
     summary : str
         A few words on what it is, for the list of ``--dry-run``.
     """
@@ -134,6 +138,7 @@ class ScanSource:
     modalities: tuple[str, ...] = ()
     entities: tuple[tuple[str, str], ...] = ()
     problem: str = ""
+    mismatch: str = ""
     summary: str = ""
 
     def digest(self) -> str:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.preprocessing import Preprocessing
-from berdiff.runtime.scans import find_scans, other_files, read_scan, result_suffix, scan_names
+from berdiff.runtime.scans import file_source, find_files, find_scans, read_scan, scan_names
+
+MODEL = Preprocessing(1, ("flair",), (32, 32))
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -25,23 +27,50 @@ def test_scans_are_found_by_suffix_in_all_subfolders(tmp_path: Path):
     touch(
         tmp_path, *scans, "notes.txt", "g.gz", "nii", ".hidden.png", ".cache/x.png", ".part-y.png"
     )
-    assert [path.relative_to(tmp_path).as_posix() for path in find_scans(tmp_path)] == scans
-    assert [path.name for path in other_files(tmp_path)] == ["g.gz", "nii", "notes.txt"]
+    found = find_scans(tmp_path, MODEL)
+    assert [source.key for source in found.sources] == scans
+    assert [source.name for source in found.sources][:3] == ["B", "a-nii", "a-png"]
+    assert {source.format for source in found.sources} == {"nifti", "picture"}
+    assert sorted(name for name, _ in found.ignored) == ["g.gz", "nii", "notes.txt"]
+    assert [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path)] == scans
+
+
+def test_one_layout_may_be_asked_for(tmp_path: Path):
+    touch(tmp_path, "a.nii", "b.png", "c.txt")
+    found = find_scans(tmp_path, MODEL, "nifti")
+    assert [source.key for source in found.sources] == ["a.nii"]
+    assert dict(found.ignored)["b.png"] == "not looked for: --input-format nifti"
+    with pytest.raises(InputError, match="unknown input format 'nii'; known: auto, picture"):
+        find_scans(tmp_path, MODEL, "nii")  # type: ignore[arg-type]
+
+
+def test_parts_are_disjoint_and_complete(tmp_path: Path):
+    touch(tmp_path, *(f"{number}.png" for number in range(7)))
+    found = find_scans(tmp_path, MODEL)
+    parts = [found.part(3, number).sources for number in range(3)]
+    assert sorted(source.key for part in parts for source in part) == [
+        source.key for source in found.sources
+    ]
+    assert [len(part) for part in parts] == [3, 2, 2]
 
 
 def test_one_file(tmp_path: Path):
     touch(tmp_path, "a.png", "b.txt")
-    assert find_scans(tmp_path / "a.png") == [tmp_path / "a.png"]
+    (source,) = find_scans(tmp_path / "a.png", MODEL).sources
+    assert source == file_source(tmp_path / "a.png")
+    assert find_files(tmp_path / "a.png") == [tmp_path / "a.png"]
+    with pytest.raises(InputError, match=r"found no scan in .*b\.txt; expected \.nii"):
+        find_scans(tmp_path / "b.txt", MODEL)
     with pytest.raises(InputError, match=r"no scan by its name; expected \.nii"):
-        find_scans(tmp_path / "b.txt")
+        file_source(tmp_path / "b.txt")
     with pytest.raises(InputError, match="does not exist"):
-        find_scans(tmp_path / "c.png")
+        find_scans(tmp_path / "c.png", MODEL)
 
 
 def test_a_folder_without_scans(tmp_path: Path):
     touch(tmp_path, "b.txt")
     with pytest.raises(InputError, match=r"found no scan .*\.nii\.gz.*\.png"):
-        find_scans(tmp_path)
+        find_scans(tmp_path, MODEL)
 
 
 def test_names_keep_subfolders_and_never_collide(tmp_path: Path):
@@ -50,7 +79,7 @@ def test_names_keep_subfolders_and_never_collide(tmp_path: Path):
     )
     names = {
         path.relative_to(tmp_path).as_posix(): name
-        for path, name in scan_names(find_scans(tmp_path), tmp_path).items()
+        for path, name in scan_names(find_files(tmp_path), tmp_path).items()
     }
     assert names == {
         "C.V2.tif": "C.V2-tif",
@@ -79,19 +108,13 @@ def test_names_are_unique_whatever_the_files_are_called(stems: set[tuple[str, st
     assert len({name.casefold() for name in names.values()}) == len(paths)
 
 
-def test_result_suffixes():
-    assert result_suffix(Path("a.NII")) == ".nii.gz"
-    assert result_suffix(Path("a.jpg")) == ".png"
-
-
 @pytest.mark.parametrize("name", ["scan.png", "scan.nii.gz"])
 def test_what_is_no_regular_file(name: str, tmp_path: Path):
-    model = Preprocessing(1, ("t1",), (32, 32))
     with pytest.raises(InputError, match="cannot read the file: No such file"):
-        read_scan(tmp_path / name, model)
+        read_scan(file_source(tmp_path / name), MODEL)
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match="not a regular file"):
-        read_scan(tmp_path / name, model)
+        read_scan(file_source(tmp_path / name), MODEL)
     os.mkfifo(tmp_path / f"pipe-{name}")
     with pytest.raises(InputError, match="not a regular file"):
-        read_scan(tmp_path / f"pipe-{name}", model)
+        read_scan(file_source(tmp_path / f"pipe-{name}"), MODEL)

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.preprocessing import Preprocessing
-from berdiff.runtime.scans import Scan, read_scan
+from berdiff.runtime.scans import Scan, file_source
+from berdiff.runtime.scans import read_scan as read_source
+from berdiff.runtime.writers.nifti import write_nifti
 
 ONE = Preprocessing(1, ("flair",), (32, 40))
 FOUR = Preprocessing(4, ("t1", "t1ce", "t2", "flair"), (32, 40))
@@ -39,10 +41,19 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray | None = RAS, **header
     return path
 
 
+def read_scan(path: Path, model: Preprocessing, **options: bool) -> Scan:
+    return read_source(file_source(path), model, **options)
+
+
+def write(path: Path, scan: Scan, values: np.ndarray) -> Path:
+    """Write ``[S, C, H0, W0]`` on the scan's grid."""
+    write_nifti(path, scan.grid.arrange(values), scan.grid, "berdiff test")
+    return path
+
+
 def round_trip(scan: Scan, folder: Path, values: np.ndarray | None = None) -> nibabel.Nifti1Image:
-    target = folder / "map.nii.gz"
-    scan.grid.write_map(target, scan.slices[:, 0] if values is None else values)
-    return nibabel.load(target)
+    values = scan.slices[:, 0] if values is None else values
+    return nibabel.load(write(folder / "map.nii.gz", scan, values[:, None].astype(np.float32)))
 
 
 # Volumes and their orientation
@@ -197,7 +208,7 @@ def test_channels(shape: tuple[int, ...], axis: int, tmp_path: Path):
 
     np.testing.assert_array_equal(scan.slices[0], np.moveaxis(data.reshape(shape[:3]), axis, 0))
     assert scan.spacing == ((3.0, 4.0) if axis == 0 else (2.0, 3.0))
-    scan.grid.write_images(tmp_path / "same.nii.gz", scan.slices)
+    write(tmp_path / "same.nii.gz", scan, scan.slices)
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "same.nii.gz").dataobj), data)
     assert round_trip(scan, tmp_path).shape == tuple(
         1 if index == axis else size for index, size in enumerate(shape)
@@ -233,8 +244,8 @@ def test_written_files_hold_neither_name_nor_time_nor_private_text(tmp_path: Pat
     nibabel.save(image, tmp_path / "scan.nii.gz")
     scan = read_scan(tmp_path / "scan.nii.gz", ONE)
 
-    scan.grid.write_map(tmp_path / "one.nii.gz", scan.slices[:, 0])
-    scan.grid.write_map(tmp_path / "two.nii.gz", scan.slices[:, 0])
+    write(tmp_path / "one.nii.gz", scan, scan.slices)
+    write(tmp_path / "two.nii.gz", scan, scan.slices)
 
     content = (tmp_path / "one.nii.gz").read_bytes()
     assert content == (tmp_path / "two.nii.gz").read_bytes()
@@ -246,7 +257,7 @@ def test_written_files_hold_neither_name_nor_time_nor_private_text(tmp_path: Pat
 
 def test_masks_are_uint8(tmp_path: Path):
     scan = read_scan(save(tmp_path / "scan.nii", noise(16, 17, 18)), ONE)
-    scan.grid.write_mask(tmp_path / "mask.nii.gz", scan.slices[:, 0] > 0.5)
+    write(tmp_path / "mask.nii.gz", scan, (scan.slices > 0.5).astype(np.uint8))
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert mask.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(mask.dataobj), noise(16, 17, 18) > 0.5)
@@ -267,7 +278,7 @@ def with_dim(data: bytes, *dims: int) -> bytes:
     ("damage", "message"),
     [
         (lambda data: b"", "empty"),
-        (lambda data: b"this is a text file, renamed by someone\n" * 20, "not a NIfTI"),
+        (lambda data: b"this is a text file, renamed by someone\n" * 20, "no NIfTI"),
         (lambda data: data[:200], "truncated"),
         (lambda data: cut(data, 1), "truncated"),
         (lambda data: cut(gzip.compress(data), 100), "NIfTI"),
@@ -316,13 +327,21 @@ RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
         (noise(5, 20, 24), FOUR, "takes 4 channels"),
         (noise(20, 24), FOUR, "takes 4 channels"),
         (noise(4, 200, 240), ONE, "takes 1"),
-        (noise(1, 40, 40), ONE, "axial slices"),
+        (noise(1, 40, 40), ONE, "whose slices"),
     ],
 )
 def test_unusable_content(data: np.ndarray, model: Preprocessing, message: str, tmp_path: Path):
     nibabel.save(nibabel.Nifti1Image(data, RAS), tmp_path / "scan.nii.gz")
     with pytest.raises(InputError, match=message):
         read_scan(tmp_path / "scan.nii.gz", model)
+
+
+def test_a_sheared_affine_is_refused(tmp_path: Path):
+    affine = RAS.copy()
+    affine[0, 1] = 0.2
+    path = save(tmp_path / "scan.nii", noise(16, 17, 18), affine)
+    with pytest.raises(InputError, match=r"sheared: two axes meet at 86\.2 degrees"):
+        read_scan(path, ONE)
 
 
 @pytest.mark.parametrize(
