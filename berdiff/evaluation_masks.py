@@ -74,8 +74,8 @@ def read_mask(path: Path, job: ScanJob) -> NDArray[np.bool_]:
     flat, flat_mask = job.scan.kind != "volume", scan.kind != "volume"
     if mask.shape != job.inside.shape or flat != flat_mask:
         raise InputError(
-            f"{path}: the mask is a {scan.kind} of {_size(mask)}, its scan {job.scan.source.key} is a "
-            f"{job.scan.kind} of {_size(job.inside)}; they must be the same grid"
+            f"{path}: the mask is a {scan.kind} of {_size(mask)}, its scan {job.scan.source.key} "
+            f"is a {job.scan.kind} of {_size(job.inside)}; they must be the same grid"
         )
     return mask
 

@@ -12,14 +12,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from .scan_job import ScanJob
+
+class Held(Protocol):
+    """Something that takes memory until it is written."""
+
+    @property
+    def nbytes(self) -> int:
+        """How much it takes."""
+        ...
+
 
 Item = TypeVar("Item")
+Job = TypeVar("Job", bound=Held)
 
 
-class Flow(Generic[Item]):
+class Flow(Generic[Item, Job]):
     """Reads ahead and writes behind the thread that computes.
 
     Between reading and the end of writing, scans hold at most `memory` bytes and, beyond that,
@@ -45,12 +54,12 @@ class Flow(Generic[Item]):
         self._workers = workers
         self._readers = ThreadPoolExecutor(workers, "berdiff-read")
         self._writers = ThreadPoolExecutor(workers, "berdiff-write")
-        self._reading: deque[Future[ScanJob | None]] = deque()
+        self._reading: deque[Future[Job | None]] = deque()
         self._writing: set[Future[None]] = set()
         self._held = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Flow[Item]:
+    def __enter__(self) -> Flow[Item, Job]:
         """Return it itself."""
         return self
 
@@ -66,9 +75,7 @@ class Flow(Generic[Item]):
         if error is None:
             self._check()
 
-    def read(
-        self, items: Iterable[Item], function: Callable[[Item], ScanJob | None]
-    ) -> Iterator[ScanJob]:
+    def read(self, items: Iterable[Item], function: Callable[[Item], Job | None]) -> Iterator[Job]:
         """Apply a function to items in threads, and yield the scans it returns, in order."""
         waiting = iter(items)
         more = True
@@ -90,7 +97,7 @@ class Flow(Generic[Item]):
                 wait(self._writing, return_when=FIRST_COMPLETED)
                 self._check()
 
-    def write(self, function: Callable[[ScanJob], None], job: ScanJob) -> None:
+    def write(self, function: Callable[[Job], None], job: Job) -> None:
         """Apply a function to a scan in a thread, and let go of the scan.
 
         Raises
@@ -101,7 +108,7 @@ class Flow(Generic[Item]):
         self._writing.add(self._writers.submit(self._write, function, job))
         self._check()
 
-    def drop(self, job: ScanJob) -> None:
+    def drop(self, job: Job) -> None:
         """Let go of a scan that will not be written."""
         self._hold(-job.nbytes)
 
@@ -110,13 +117,13 @@ class Flow(Generic[Item]):
         self._check()
         return self._held < self.memory or not (self._reading or self._writing)
 
-    def _read(self, function: Callable[[Any], ScanJob | None], item: Any) -> ScanJob | None:
+    def _read(self, function: Callable[[Item], Job | None], item: Item) -> Job | None:
         job = function(item)
         if job is not None:
             self._hold(job.nbytes)
         return job
 
-    def _write(self, function: Callable[[ScanJob], None], job: ScanJob) -> None:
+    def _write(self, function: Callable[[Job], None], job: Job) -> None:
         try:
             function(job)
         finally:

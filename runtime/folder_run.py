@@ -137,7 +137,7 @@ class _Run:
     def execute(self) -> RunSummary:
         started = time.time()
         options = self.plan.options
-        with Flow[ScanSource](options.workers, options.memory) as flow:
+        with Flow[ScanSource, ScanJob](options.workers, options.memory) as flow:
             for batch in in_batches(self._slices(flow), options.batch_size):
                 for job in self._detect(batch):
                     if job.trouble:
@@ -157,7 +157,7 @@ class _Run:
             self._write_summary(summary, started)
         return summary
 
-    def _slices(self, flow: Flow[ScanSource]) -> Iterator[Slice]:
+    def _slices(self, flow: Flow[ScanSource, ScanJob]) -> Iterator[Slice]:
         """Every slice to process, scan after scan; unusable scans are recorded and left out."""
         for job in flow.read(self.found.sources, self._take):
             for number in range(len(job.images)):
@@ -325,7 +325,7 @@ class _Run:
 
 
 def _reason(error: Exception) -> str:
-    """Why a scan failed. Of an error nobody foresaw its place, not its text: that may hold names."""
+    """Why a scan failed. Of an error nobody foresaw the place: its text may hold names."""
     if isinstance(error, BerdiffError):
         return str(error)
     if isinstance(error, MemoryError):

@@ -86,7 +86,8 @@ class RunOptions:
         unknown = set(self.output_types) - set(OUTPUT_TYPES)
         if unknown:
             raise InputError(
-                f"unknown output type {', '.join(sorted(unknown))}; known: {', '.join(OUTPUT_TYPES)}"
+                f"unknown output type {', '.join(sorted(unknown))}; known: "
+                f"{', '.join(OUTPUT_TYPES)}"
             )
 
 

@@ -18,7 +18,7 @@ from .nifti import NiftiFile, load, volume_scan
 from .scan import Scan
 from .source import ScanSource
 
-# World positions of corresponding voxels that differ by less than this part of a voxel are one grid.
+# Grids are the same where corresponding voxels lie no farther apart than this part of a voxel.
 _SAME_GRID = 0.01
 # Part of the scan's field of view that a channel has to show.
 _MIN_COVERED = 0.5

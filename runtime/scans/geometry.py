@@ -1,7 +1,7 @@
 """From a volume's own array axes to slices as the model wants them, and back.
 
-Arrays of volumes are ``[I, J, K]`` on the file's own axes; an affine (4, 4) takes ``(i, j, k, 1)`` to
-world coordinates in mm, x to the patient's right, y to the front, z up (RAS+).
+Arrays of volumes are ``[I, J, K]`` on the file's own axes; an affine (4, 4) takes ``(i, j, k, 1)``
+to world coordinates in mm, x to the patient's right, y to the front, z up (RAS+).
 """
 
 from __future__ import annotations

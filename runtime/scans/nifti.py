@@ -223,8 +223,8 @@ def _layout_of_channels(shape: tuple[int, ...], preprocessing: Preprocessing) ->
             return "channels-last"
     raise InputError(
         f"got shape {shape}; the model takes {channels} channels "
-        f"({', '.join(preprocessing.modalities)}): as [channel, row, column], as [x, y, z, channel], "
-        "or as one file per channel in a BraTS, nnU-Net or BIDS folder"
+        f"({', '.join(preprocessing.modalities)}): as [channel, row, column], as [x, y, z, "
+        "channel], or as one file per channel in a BraTS, nnU-Net or BIDS folder"
     )
 
 

@@ -133,6 +133,6 @@ def _channels(stored: NDArray[Any], preprocessing: Preprocessing) -> NDArray[Any
 
 
 def full_scale(values: FloatArray) -> float:
-    """Value that 65535 stands for in a map stored as PNG: 1, or a power of two above the largest."""
+    """Value that 65535 stands for in a PNG map: 1, or a power of two above its largest."""
     largest = float(values.max())
     return 1.0 if largest <= 1 else 2.0 ** math.ceil(math.log2(largest))
