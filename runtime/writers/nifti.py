@@ -65,7 +65,6 @@ def sidecar(job: ScanJob, made_by: Provenance) -> bytes:
         "Notice": NOTICE,
         "Maps": PARTS,
         "Units": "arbitrary (anomaly), probability (flips)",
-        "Source": job.scan.source.key,
         "GeneratedBy": dataclasses.asdict(made_by),
     }
     return (json.dumps(record, indent=2) + "\n").encode("ascii")

@@ -58,7 +58,7 @@ def test_a_folder_of_scans(
     shown = capsys.readouterr()
     assert shown.out == f"3 of 3 scans processed; results in {tmp_path / 'out'}\n"
     assert shown.err == ""
-    assert len(digests(tmp_path / "out")) == 12
+    assert len(digests(tmp_path / "out")) == 13  # four maps each, and one sidecar
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["bundle"]["digest"] == tiny_bundle.digest
     assert (record["backend"], record["device"], record["seed"]) == ("onnxruntime", "cpu", 0)
@@ -107,7 +107,7 @@ def test_partial_failure_ends_with_3_and_lists_reasons(
     assert end(*command) == 3
     shown = capsys.readouterr()
     assert "1 of 2 scans processed" in shown.out
-    assert "1 of 2 scans could not be processed:\n  bad.nii.gz: this is not a NIfTI" in shown.err
+    assert "1 of 2 scans could not be processed:\n  bad.nii.gz: this is no NIfTI" in shown.err
 
     assert end(*command) == 1
     assert "add --continue" in capsys.readouterr().err
@@ -131,6 +131,10 @@ def test_errors_and_wrong_usage(
     assert "no device 'tpu'" in capsys.readouterr().err
     assert end("infer", "-m", tiny_bundle.path, "-i", scans, "-o", out, "--batch-size", 0) == 2
     assert end("infer", "-i", scans, "-o", out) == 2
+    assert end("infer", "-m", tiny_bundle.path, "-i", scans, "-o", out, "-ot", "nrrd") == 1
+    assert "unknown output type nrrd; known: nifti, bids" in capsys.readouterr().err
+    assert end("infer", "-m", tiny_bundle.path, "-i", scans, "-o", out, "-ot", "dicom-seg") == 1
+    assert "dicom-seg needs DICOM" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -146,6 +150,52 @@ def test_the_report_is_written_unless_refused(
     assert written == []
     assert end(*common, "-o", tmp_path / "yes") == 0
     assert written == [tmp_path / "yes"]
+
+
+def test_a_dry_run_lists_and_writes_nothing(
+    tiny_bundle: Bundle, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert end("infer", "-m", tiny_bundle.path, "-i", scans, "-o", out, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "one\tpicture\t1 file\tpng",
+        "three\tnifti\t1 file\tnii.gz",
+        "two\tpicture\t1 file\tpng",
+        "3 scans found, 0 of them cannot be used",
+    ]
+    assert not out.exists()
+
+
+def test_folders_may_come_from_the_environment(
+    tiny_bundle: Bundle, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As Mercure and Holoscan name them; what is said on the command line comes first."""
+    monkeypatch.setenv("MERCURE_IN_DIR", str(scans))
+    monkeypatch.setenv("MERCURE_OUT_DIR", str(tmp_path / "mercure"))
+    monkeypatch.setenv("HOLOSCAN_MODEL_PATH", str(tiny_bundle.path))
+    assert end("infer", "--no-report") == 0
+    assert (tmp_path / "mercure" / "results.csv").exists()
+    monkeypatch.delenv("MERCURE_IN_DIR")
+    monkeypatch.delenv("MERCURE_OUT_DIR")
+    monkeypatch.setenv("HOLOSCAN_INPUT_PATH", str(scans))
+    monkeypatch.setenv("HOLOSCAN_OUTPUT_PATH", str(tmp_path / "holoscan"))
+    assert end("infer", "--no-report", "-o", tmp_path / "mine") == 0
+    assert (tmp_path / "mine" / "results.csv").exists()
+    assert not (tmp_path / "holoscan").exists()
+
+
+def test_parts_share_the_work(tiny_bundle: Bundle, scans: Path, tmp_path: Path):
+    common = ("infer", "-m", tiny_bundle.path, "-i", scans, "-o", tmp_path / "out", "--no-report")
+    for number in (0, 1):
+        assert end(*common, "--num-parts", 2, "--part-id", number) == 0
+    names = []
+    for number in (0, 1):
+        with open(tmp_path / "out" / f"part-{number}-of-2" / "results.csv", newline="") as stream:
+            names.append([row["name"] for row in csv.DictReader(stream)])
+    assert names == [["one", "two"], ["three"]]
+    assert end(*common, "--num-parts", 2, "--part-id", 2) == 1
+    assert end(*common, "--num-parts", 9, "--part-id", 8) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")

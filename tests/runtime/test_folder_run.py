@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -86,9 +87,12 @@ def test_layout_of_the_output(scans: Path, tmp_path: Path):
     out = tmp_path / "out"
     summary = run_folder(fake_detector(), scans, out)
 
-    expected = {"journal.jsonl", "results.csv", "run.json", "slices.csv"}
+    expected = {"journal.jsonl", "run.json"}
+    expected |= {"results.csv", "results.json", "slices.csv", "components.csv"}
     for name, suffix in (("a", "png"), ("deep/b", "nii.gz"), ("deep/c", "png"), ("d", "nii.gz")):
         expected.add(f"overlays/{name}.png")
+        if suffix == "nii.gz":
+            expected |= {f"volumes/{name}.png", f"maps/{name}.json"}
         for part in ("anomaly", "flips", "mask", "reconstruction"):
             expected.add(f"maps/{name}_{part}.{suffix}")
     found = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
@@ -112,6 +116,8 @@ def test_layout_of_the_output(scans: Path, tmp_path: Path):
         "scans": 4,
         "ok": 4,
         "failed": 0,
+        "suspect": 0,
+        "rejected": 0,
         "reused": 0,
         "slices": 14,
         "empty_slices": 4,
@@ -119,7 +125,33 @@ def test_layout_of_the_output(scans: Path, tmp_path: Path):
     }
     assert record["bundle"]["digest"] == "d" * 64
     assert record["settings"]["noise_level"] == 100
-    assert set(record["timings"]) == {"read", "encode", "loop", "decode", "maps", "write"}
+    assert record["ignored_files"] == {"no scan": 1}
+    stages = {"read", "encode", "loop", "decode", "maps", "restore", "write", "starved"}
+    assert set(record["timings"]) == stages
+
+
+def test_the_tables_say_the_same_in_json(scans: Path, tmp_path: Path):
+    (scans / "bad.png").write_text("no picture")
+    out = tmp_path / "out"
+    run_folder(fake_detector(), scans, out, RunOptions(threshold=0.03))
+    listed = json.loads((out / "results.json").read_text())["scans"]
+    table = rows(out)
+    assert [scan["input"] for scan in listed] == [row["input"] for row in table]
+    for scan, row in zip(listed, table, strict=True):
+        slices, components = scan.pop("slice_results"), scan.pop("component_results")
+        assert {key: "" if value is None else str(value) for key, value in scan.items()} == row
+        assert len(slices) == scan["slices"]
+        assert len(components) == scan["components"]
+        assert sum(item["voxels"] for item in components) == scan["mask_pixels"]
+        assert sum(item["mask_pixels"] for item in slices) == scan["mask_pixels"]
+    bad = next(scan for scan in listed if scan["input"] == "bad.png")
+    assert (bad["status"], bad["verdict"]) == ("failed", "rejected")
+    assert bad["verdict_reason"] == bad["reason"] != ""
+    parts = rows(out, "components.csv")
+    assert len(parts) == sum(int(row["components"]) for row in table)
+    assert {row["name"] for row in parts} == {
+        row["name"] for row in table if int(row["components"])
+    }
 
 
 def test_slices_are_summed_up_in_the_order_of_the_file(scans: Path, tmp_path: Path):
@@ -381,13 +413,13 @@ def test_two_runs_never_share_an_output(scans: Path, tmp_path: Path):
 def test_a_full_disk_says_how_to_go_on(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import berdiff.runtime.scan_job as scan_job
+    import berdiff.runtime.folder_run as folder_run
 
-    def full(self: object, *_: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan_job.ScanJob, "write", full)
+        patch.setattr(folder_run, "write_results_of", full)
         with pytest.raises(BerdiffError, match=r"No space left on device.*--continue"):
             run_folder(fake_detector(), scans, tmp_path / "out")
     summary = run_folder(fake_detector(), scans, tmp_path / "out", RunOptions(resume=True))
@@ -462,24 +494,32 @@ def test_a_new_file_of_the_same_name_renames_results(scans: Path, tmp_path: Path
             f"maps/a-nii-gz_{part}.nii.gz"
             for part in ("anomaly", "flips", "mask", "reconstruction")
         ),
+        "maps/a-nii-gz.json",
         "overlays/a-png.png",
         "overlays/a-nii-gz.png",
     }
 
 
 def test_an_interrupted_run_leaves_only_finished_scans(scans: Path, tmp_path: Path):
+    """Scans that were handed to the writers are finished; the others are as if never begun."""
     out = tmp_path / "out"
+    detector = fake_detector(delay=0.01)
+    for seed in range(20, 32):
+        picture(scans / f"z-{seed}.png", seed)
 
-    def interrupt(done: int, *_: int) -> None:
-        if done == 2:
+    def interrupt(done: int, total: int, slices: int) -> None:
+        if slices >= 11 and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_folder(fake_detector(), scans, out, RunOptions(batch_size=1), interrupt)
-    assert len((out / "journal.jsonl").read_text().splitlines()) == 2
+        run_folder(detector, scans, out, RunOptions(batch_size=1), interrupt)
+    finished = len((out / "journal.jsonl").read_text().splitlines())
+    assert 4 <= finished < 16
     assert not (out / "results.csv").exists()
+    assert not list(out.rglob(".part-*"))
+    assert len(list((out / "overlays").rglob("*.png"))) == finished
     summary = run_folder(fake_detector(), scans, out, RunOptions(resume=True))
-    assert (len(summary.ok), summary.reused) == (4, 2)
+    assert (len(summary.ok), summary.reused) == (16, finished)
 
 
 RUN_SLOWLY = """
