@@ -121,7 +121,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 def _parse(data: bytes, source: Path) -> Manifest:
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{source} is not valid JSON: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):

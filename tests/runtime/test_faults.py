@@ -1,4 +1,4 @@
-"""What goes wrong around a run, done for real: full and read-only disks, inputs that vanish, signals.
+"""What goes wrong around a run, done for real: full disks, inputs that vanish, signals.
 
 Mounts are made in a mount namespace of the test's own and end with it.
 """
