@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def choose_by_name(there: Mapping[str, Sequence[Path]], preprocessing: Preproces
     """
     wanted = [canonical_modality(name) for name in preprocessing.modalities]
     if len(set(wanted)) < len(wanted):
-        return _refused(
+        return refused(
             there,
             f"the model's channels ({', '.join(preprocessing.modalities)}) cannot be told apart by "
             "modality; give it one file that holds all channels",
@@ -109,15 +109,15 @@ def choose(
     named = list(zip(preprocessing.modalities, candidates, strict=True))
     missing = [name for name, files in named if not files]
     if missing:
-        return _refused(
+        return refused(
             there,
-            f"{', '.join(missing)} missing: got {', '.join(there) or 'no modality known here'}; "
+            f"{', '.join(missing)} missing: got {listed(there) or 'no modality known here'}; "
             f"the model takes {', '.join(preprocessing.modalities)}. Add what is missing, or "
             "choose a model for what is there",
         )
-    several = [f"{name}: {listed(files)}" for name, files in named if len(files) > 1]
+    several = [f"{name}: {_names(files)}" for name, files in named if len(files) > 1]
     if several:
-        return _refused(
+        return refused(
             there,
             f"more than one file for {'; '.join(several)}; the model takes one each. Leave only "
             "the one that is meant",
@@ -125,24 +125,30 @@ def choose(
     chosen = [files[0] for files in candidates]
     broken = [file for file in chosen if file.is_symlink() and not file.exists()]
     if broken:
-        return _refused(
+        return refused(
             there,
-            f"broken link: {listed(broken)} points to a file that is not there; fetch the content "
+            f"broken link: {_names(broken)} points to a file that is not there; fetch the content "
             "(datalad get, git annex get) or repair the link",
         )
     return Choice(tuple(FileRef(file) for file in chosen), preprocessing.modalities)
 
 
-def _refused(there: Mapping[str, Sequence[Path]], problem: str) -> Choice:
+def listed(names: Iterable[str]) -> str:
+    """Join names for a message that does not grow without end."""
+    shown = list(names)
+    more = len(shown) - _LISTED
+    return ", ".join(shown[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def refused(there: Mapping[str, Sequence[Path]], problem: str) -> Choice:
+    """Return a choice of all that is there, with the reason why none of it is taken."""
     files = sorted({file for group in there.values() for file in group})
     return Choice(tuple(FileRef(file) for file in files), problem=problem)
 
 
-def listed(files: Sequence[Path]) -> str:
-    """Names of files for a message: without folders, and not endless."""
-    names = [file.name for file in files[:_LISTED]]
-    more = len(files) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more else "")
+def _names(files: Sequence[Path]) -> str:
+    """Names of files for a message, without their folders."""
+    return listed(file.name for file in files)
 
 
 def is_nifti(file: Path) -> bool:
