@@ -17,7 +17,6 @@ _SYNONYMS = {
     "flair": ("flair", "t2f", "t2flair"),
 }
 _CANONICAL = {name: canonical for canonical, names in _SYNONYMS.items() for name in names}
-KNOWN_MODALITIES = frozenset(_SYNONYMS)
 
 # Names that a message lists before it only counts.
 _LISTED = 6

@@ -109,10 +109,10 @@ def find(root: Path, files: Sequence[Path], preprocessing: Preprocessing) -> Lay
     chosen = [folder for folder in folders if folder.is_nnunet(preprocessing)]
     if not chosen and not claimed:
         chosen = folders
+    descriptions = {file for file in files if file.name == _DATASET}
     sources = []
     for folder in chosen:
-        described = {folder.path / _DATASET, folder.path.parent / _DATASET}
-        claimed.update(file for file in files if file in described)
+        claimed |= descriptions & {folder.path / _DATASET, folder.path.parent / _DATASET}
         for case, channels in folder.cases.items():
             claimed.update(*channels.values())
             sources.append(_source(root, folder, case, channels, preprocessing))
@@ -173,13 +173,20 @@ def _folders(root: Path, files: Sequence[Path]) -> list[_Folder]:
 
 def _labels(root: Path, files: Sequence[Path]) -> set[Path]:
     """Files of ``labelsTr`` and the like that lie beside a folder of images."""
-    inside = [(folder, file) for file in files for folder in file.parents if root in folder.parents]
+    holding = {file.parent for file in files}
+    inside = [
+        (folder, inner)
+        for inner in holding
+        for folder in (inner, *inner.parents)
+        if root in folder.parents
+    ]
     images = {folder.parent for folder, _ in inside if folder.name.lower() in _IMAGES}
-    return {
-        file
-        for folder, file in inside
+    labels = {
+        inner
+        for folder, inner in inside
         if folder.name.lower() in _LABELS and folder.parent in images
     }
+    return {file for file in files if file.parent in labels}
 
 
 def _dataset(folder: Path, root: Path) -> _Dataset:
