@@ -168,6 +168,7 @@ def _list(model: Path, source: Path, options: RunOptions) -> None:
     from berdiff.runtime.folder_run import find_for
     from berdiff.runtime.writers import check_types
 
+    options.check()
     found = find_for(Bundle.open(model).manifest.preprocessing, source, options)
     unusable = 0
     for scan in found.sources:

@@ -68,8 +68,14 @@ class RunOptions:
     workers: int = 2
     memory: int = 2**31
 
-    def __post_init__(self) -> None:
-        """Refuse what no detector could make sense of."""
+    def check(self) -> None:
+        """Refuse what no detector could make sense of.
+
+        Raises
+        ------
+        InputError
+            Naming the option.
+        """
         if self.batch_size < 1:
             raise InputError(f"batch size must be 1 or more, got {self.batch_size}")
         if not 0 <= self.seed < 2**64:
@@ -124,6 +130,7 @@ class RunPlan:
         InputError
             If one is out of range.
         """
+        options.check()
         settings = detector.settings(
             noise_level=options.noise_level,
             steps=options.steps,

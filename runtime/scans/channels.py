@@ -65,15 +65,23 @@ def _volume(file: NiftiFile) -> FloatArray:
     return file.values.reshape(shape[:3])
 
 
-def _same_grid(first: NiftiFile, file: NiftiFile) -> bool:
+def same_grid(
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    other_shape: tuple[int, ...],
+    other_affine: NDArray[np.float64],
+) -> bool:
     """Whether voxels of one index lie at one place, corner for corner."""
-    shape = first.shape[:3]
-    if file.shape[:3] != shape:
+    if other_shape != shape:
         return False
     ends = [(0, length - 1) for length in shape]
     corners = np.array(np.meshgrid(*ends, [1], indexing="ij")).reshape(4, -1)
-    gap = np.linalg.norm(((first.affine - file.affine) @ corners)[:3], axis=0).max()
-    return bool(gap <= _SAME_GRID * voxel_sizes(first.affine).min())
+    gap = np.linalg.norm(((affine - other_affine) @ corners)[:3], axis=0).max()
+    return bool(gap <= _SAME_GRID * voxel_sizes(affine).min())
+
+
+def _same_grid(first: NiftiFile, file: NiftiFile) -> bool:
+    return same_grid(first.shape[:3], first.affine, file.shape[:3], file.affine)
 
 
 def resample(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import InputError
 from ..preprocessing import Preprocessing
-from . import nifti, picture
+from . import bids, brats, nifti, nnunet, picture
 from .source import FileRef, Format, ScanSource
 
 SUFFIXES = (*nifti.SUFFIXES, *picture.SUFFIXES)
@@ -149,8 +149,6 @@ class _Search:
         self.ignored: list[tuple[str, str]] = []
 
     def run(self) -> Found:
-        from . import bids, brats, nnunet
-
         for name, layout in (("bids", bids), ("brats", brats), ("nnunet", nnunet)):
             if self._looks_for(name) and (
                 self.wanted == name or layout.recognise(self.root, self.left, self.preprocessing)
@@ -158,6 +156,8 @@ class _Search:
                 found = layout.find(self.root, self.left, self.preprocessing)
                 self.sources += found.sources
                 self.left = [file for file in self.left if file not in found.claimed]
+                used = {file.path for source in found.sources for file in source.files}
+                self._ignore(found.claimed - used, f"part of a {name} folder, no input")
         if self._looks_for("dicom"):
             self._dicom()
         for file in self.left:
@@ -168,6 +168,9 @@ class _Search:
     def _looks_for(self, name: str) -> bool:
         return self.wanted in ("auto", name)
 
+    def _ignore(self, files: Iterable[Path], reason: str) -> None:
+        self.ignored += [(f.relative_to(self.root).as_posix(), reason) for f in sorted(files)]
+
     def _file(self, file: Path) -> None:
         suffix = suffix_of(file)
         kind = "nifti" if suffix in nifti.SUFFIXES else "picture" if suffix else ""
@@ -175,7 +178,7 @@ class _Search:
             self.sources.append(_single(file, self.root))
         else:
             reason = f"not looked for: --input-format {self.wanted}" if kind else "no scan"
-            self.ignored.append((file.relative_to(self.root).as_posix(), reason))
+            self._ignore([file], reason)
 
     def _dicom(self) -> None:
         forced = self.wanted == "dicom"
