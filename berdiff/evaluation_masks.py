@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.scan_job import ScanJob
-from berdiff.runtime.scans import file_source, find_files, read_scan, scan_names
+from berdiff.runtime.scans import find_files, read_scan, scan_names
 
 
 def pair_masks(names: Sequence[str], masks: Path) -> dict[str, Path]:
@@ -67,7 +67,7 @@ def read_mask(path: Path, job: ScanJob) -> NDArray[np.bool_]:
         raise InputError(f"{path}: JPEG blurs the edges of a mask; save it as PNG or NIfTI")
     one_channel = dataclasses.replace(job.preprocessing, channels=1, modalities=("mask",))
     try:
-        scan = read_scan(file_source(path), one_channel, allow_constant=True)
+        scan = read_scan(path, one_channel, allow_constant=True)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     mask = scan.slices[:, 0] != 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..errors import InputError
 from ..preprocessing import Preprocessing
 from . import channels, nifti, picture
@@ -37,14 +39,14 @@ __all__ = [
 
 
 def read_scan(
-    source: ScanSource, preprocessing: Preprocessing, *, allow_constant: bool = False
+    source: ScanSource | Path, preprocessing: Preprocessing, *, allow_constant: bool = False
 ) -> Scan:
     """Read a scan.
 
     Parameters
     ----------
-    source : ScanSource
-        From `find_scans` or `file_source`.
+    source : ScanSource or Path
+        From `find_scans`; or a file: NIfTI, MGH or a picture.
     preprocessing : Preprocessing
         The model's intended input: number of channels, orientation.
     allow_constant : bool
@@ -57,6 +59,8 @@ def read_scan(
     MissingDependency
         If the library that reads this format is not installed.
     """
+    if isinstance(source, Path):
+        source = file_source(source)
     if source.problem:
         raise InputError(source.problem)
     scan = _read(source, preprocessing)

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.preprocessing import Preprocessing
-from berdiff.runtime.scans import Scan, file_source
-from berdiff.runtime.scans import read_scan as read_source
+from berdiff.runtime.scans import Scan, read_scan
 from berdiff.runtime.writers.nifti import write_nifti
 
 ONE = Preprocessing(1, ("flair",), (32, 40))
@@ -39,10 +38,6 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray | None = RAS, **header
         image.header[key] = value
     nibabel.save(image, path)
     return path
-
-
-def read_scan(path: Path, model: Preprocessing, **options: bool) -> Scan:
-    return read_source(file_source(path), model, **options)
 
 
 def write(path: Path, scan: Scan, values: np.ndarray) -> Path:

@@ -14,18 +14,13 @@ from PIL import Image
 
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.preprocessing import Preprocessing
-from berdiff.runtime.scans import Scan, file_source
-from berdiff.runtime.scans import read_scan as read_source
+from berdiff.runtime.scans import read_scan
 from berdiff.runtime.scans.picture import full_scale
 from berdiff.runtime.writers.picture import write_image, write_map, write_mask
 
 ONE = Preprocessing(1, ("oct",), (32, 40))
 RGB = Preprocessing(3, ("red", "green", "blue"), (32, 40))
 FOUR = Preprocessing(4, ("t1", "t1ce", "t2", "flair"), (32, 40))
-
-
-def read_scan(path: Path, model: Preprocessing) -> Scan:
-    return read_source(file_source(path), model)
 
 
 def grey(dtype: type = np.uint8) -> np.ndarray:
