@@ -16,7 +16,7 @@ from .channels import resample, same_grid
 from .dicom import DicomImage, DicomSeries, find_series, read_series
 from .dicom_series import expand
 from .geometry import FloatArray, Grid, cut, voxel_volume
-from .modalities import KNOWN_MODALITIES, canonical_modality
+from .modalities import MR_CONTRASTS, canonical_modality
 from .nifti import check_width
 from .scan import Scan, image_ids, little_endian
 from .source import FileRef, ScanSource, combined_digest
@@ -88,7 +88,7 @@ def _one_series(series: DicomSeries, preprocessing: Preprocessing) -> ScanSource
 def _mismatch(series: DicomSeries, modality: str) -> str:
     """What the header says against the model's contrast; empty where it says nothing."""
     wanted = canonical_modality(modality)
-    comparable = wanted in KNOWN_MODALITIES or wanted in ("ct", "oct")
+    comparable = wanted in MR_CONTRASTS or wanted in ("ct", "oct")
     if series.contrast is None or not comparable or series.contrast == wanted:
         return ""
     return f"its header says {series.contrast}, and the model takes {modality}"

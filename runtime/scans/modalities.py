@@ -16,6 +16,7 @@ _SYNONYMS = {
     "t2": ("t2", "t2w"),
     "flair": ("flair", "t2f", "t2flair"),
 }
+MR_CONTRASTS = tuple(_SYNONYMS)
 _CANONICAL = {name: canonical for canonical, names in _SYNONYMS.items() for name in names}
 
 # Names that a message lists before it only counts.
