@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from .errors import optional
 from .manifest import AnomalyMapKind
+from .median import median_5x5
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
-MEDIAN_SIZE = 5
 MIN_PIXELS = 16
 TOP_FRACTION = 0.01
 
@@ -73,8 +73,7 @@ def anomaly_map(
 
 def median_filter(maps: FloatArray) -> FloatArray:
     """Median of each 5x5 neighbourhood, ``[N, H, W] -> [N, H, W]``, edges mirrored."""
-    ndimage = optional("scipy.ndimage", "images")
-    return np.stack([ndimage.median_filter(plane, size=MEDIAN_SIZE) for plane in maps])
+    return np.stack([median_5x5(plane) for plane in maps])
 
 
 def smooth(planes: FloatArray, inside: BoolArray, sigma: float) -> FloatArray:

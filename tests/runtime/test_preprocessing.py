@@ -333,3 +333,45 @@ def test_foreground_is_where_any_channel_shows_something() -> None:
     assert shown.shape == (2, 4, 5)
     assert np.argwhere(shown).tolist() == [[0, 2, 3]]
     np.testing.assert_array_equal(foreground(images[0]), shown[0])
+
+
+# Background
+
+
+def test_background_is_judged_over_the_whole_scan():
+    """Ripples in a slice that shows nothing else are as much background as elsewhere."""
+    rng = np.random.default_rng(0)
+    slices = np.zeros((4, 1, 32, 40), np.float32)
+    slices[1:3, 0, 8:24, 8:30] = rng.uniform(80, 120, (2, 16, 22))
+    ripples = rng.normal(0, 0.5, slices.shape).astype(np.float32)
+    pre = Preprocessing(1, ("flair",), (32, 40), background=0.02)
+    cleared = pre.clear_background(slices + ripples)
+    np.testing.assert_array_equal(cleared != 0, slices != 0)
+    shown = slices != 0
+    np.testing.assert_array_equal(cleared[shown], (slices + ripples)[shown])
+
+
+def test_background_is_judged_channel_by_channel():
+    slices = np.ones((1, 2, 32, 40), np.float32)
+    slices[:, 0, :16] = 100
+    slices[:, 1, :16] = 10
+    cleared = Preprocessing(2, ("t1", "t2"), (32, 40), background=0.05).clear_background(slices)
+    assert not cleared[:, 0, 16:].any()
+    np.testing.assert_array_equal(cleared[:, 1], slices[:, 1])
+
+
+def test_without_a_background_nothing_is_changed():
+    slices = np.random.default_rng(0).normal(size=(2, 1, 32, 40)).astype(np.float32)
+    assert Preprocessing(1, ("t1",), (32, 40)).clear_background(slices) is slices
+    dark = np.zeros((1, 1, 32, 40), np.float32)
+    pre = Preprocessing(1, ("t1",), (32, 40), background=0.1)
+    np.testing.assert_array_equal(pre.clear_background(dark), dark)
+    with pytest.raises(ValueError, match=r"background must lie in \[0, 1\)"):
+        Preprocessing(1, ("t1",), (32, 40), background=1.0)
+
+
+def test_to_grid_is_normalising_and_placing():
+    image = np.random.default_rng(0).random((1, 30, 50), np.float32)
+    pre = Preprocessing(1, ("t1",), (32, 40), spacing=1.2)
+    placed = pre.place(pre.normalise(image), (1.0, 0.9))
+    np.testing.assert_array_equal(pre.to_grid(image, (1.0, 0.9)), placed)
