@@ -25,9 +25,9 @@ GAP = 8
 _PLAIN_SIZE = 320
 _HEADER, _FONT_SIZE, _BAR_WIDTH, _BAR_HEIGHT = 28, 18, 44, 12
 _NARROWEST = 256
-_BACKGROUND = (17, 17, 20)
-_TEXT = (236, 236, 236)
-_OUTLINE = (0, 230, 210)
+BACKGROUND = (17, 17, 20)
+TEXT = (236, 236, 236)
+OUTLINE = (0, 230, 210)
 
 
 def heat_colours(count: int = 256) -> ByteArray:
@@ -105,20 +105,19 @@ def write_overlay(
     if scale is None or not scale > 0:
         scale = float(anomaly.max()) or 1.0
     factor = max(1, math.ceil(PANEL_SIZE / max(image.shape)))
-    brightest = _window(image)
-    grey = _enlarge(image / brightest, factor)
-    outlined = _as_rgb(grey)
-    outlined[_outline(mask, factor)] = _OUTLINE
+    brightest = white_level(image)
+    size = image.shape[0] * factor, image.shape[1] * factor
+    grey = resize(image / brightest, size)
+    outlined = as_rgb(grey)
+    enlarged = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+    outlined[outermost(enlarged, min(factor, 2))] = OUTLINE
     panels = (
-        _as_rgb(grey),
-        _as_rgb(_enlarge(reconstruction / brightest, factor)),
-        _heat(grey, _enlarge(anomaly / np.float32(scale), factor)),
+        as_rgb(grey),
+        as_rgb(resize(reconstruction / brightest, size)),
+        heat(grey, resize(anomaly / np.float32(scale), size)),
         outlined,
     )
-    picture = _compose(panels, scale)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
-    write_atomic(path, buffer.getvalue())
+    write_png(path, _compose(panels, scale))
 
 
 def split_overlay(picture: Any) -> list[Any]:
@@ -130,39 +129,45 @@ def split_overlay(picture: Any) -> list[Any]:
     ]
 
 
-def _window(image: FloatArray) -> np.float32:
+def write_png(path: Path, picture: Any) -> None:
+    """Write a Pillow image, whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=6)
+    write_atomic(path, buffer.getvalue())
+
+
+def white_level(image: FloatArray) -> np.float32:
     """Intensity shown as white: one in 200 pixels of the foreground is brighter."""
     positive = image[image > 0]
     return np.float32(np.percentile(positive, 99.5)) if positive.size else np.float32(1)
 
 
-def _enlarge(plane: NDArray[np.floating], factor: int) -> FloatArray:
-    """Clip to [0, 1] and enlarge by a whole factor, bicubic."""
+def resize(plane: NDArray[np.floating], size: tuple[int, int]) -> FloatArray:
+    """Clip a plane to [0, 1] and bring it to (rows, columns), bicubic."""
     shown = np.ascontiguousarray(np.clip(plane, 0, 1), dtype=np.float32)
-    if factor == 1:
+    if shown.shape == size:
         return shown
     pillow = optional("PIL.Image", "images")
-    size = shown.shape[1] * factor, shown.shape[0] * factor
-    enlarged = pillow.fromarray(shown).resize(size, pillow.Resampling.BICUBIC)
-    return np.clip(np.asarray(enlarged), 0, 1)
+    scaled = pillow.fromarray(shown).resize((size[1], size[0]), pillow.Resampling.BICUBIC)
+    return np.clip(np.asarray(scaled), 0, 1)
 
 
-def _as_rgb(grey: FloatArray) -> ByteArray:
+def as_rgb(grey: FloatArray) -> ByteArray:
+    """Grey in [0, 1], ``[H, W]``, as bytes ``[H, W, 3]``."""
     return np.rint(grey[..., None].repeat(3, axis=2) * 255).astype(np.uint8)
 
 
-def _heat(grey: FloatArray, values: FloatArray) -> ByteArray:
+def heat(grey: FloatArray, values: FloatArray) -> ByteArray:
     """Lay the colours of values in [0, 1] over a dimmed image; 0 is transparent."""
     colours = heat_colours()[np.rint(values * 255).astype(np.intp)].astype(np.float32)
     weight = np.minimum(values * np.float32(2.5), np.float32(1))[..., None] ** np.float32(1.5)
     return np.rint((1 - weight) * grey[..., None] * 140 + weight * colours).astype(np.uint8)
 
 
-def _outline(mask: BoolArray, factor: int) -> BoolArray:
-    """Outermost pixels of the enlarged mask: a line two pixels wide where it was enlarged."""
-    mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+def outermost(mask: BoolArray, width: int) -> BoolArray:
+    """Pixels of a mask at most `width` from its edge (4 neighbours): the line to draw around it."""
     inside = mask
-    for _ in range(min(factor, 2)):
+    for _ in range(width):
         padded = np.pad(inside, 1)
         rows, columns = padded[:, 1:-1], padded[1:-1]
         inside = inside & rows[:-2] & rows[2:] & columns[:, :-2] & columns[:, 2:]
@@ -176,7 +181,7 @@ def _compose(panels: tuple[ByteArray, ...], scale: float) -> Any:
     zoom = max(1.0, width / _PLAIN_SIZE)
     header, panel_width = round(_HEADER * zoom), max(width, _NARROWEST)
     size = len(panels) * (panel_width + GAP) - GAP, height + header
-    picture = pillow.new("RGB", size, _BACKGROUND)
+    picture = pillow.new("RGB", size, BACKGROUND)
     for index, (title, panel) in enumerate(zip(TITLES, panels, strict=True)):
         left = index * (panel_width + GAP)
         picture.paste(pillow.fromarray(panel), (left + (panel_width - width) // 2, header))
@@ -189,12 +194,12 @@ def _header(title: str, size: tuple[int, int], zoom: float, scale: float) -> Any
     """Draw a panel's title; for the anomaly map, the colour bar and its ends beside it."""
     pillow = optional("PIL.Image", "images")
     font = optional("PIL.ImageFont", "images").load_default(_FONT_SIZE * zoom)
-    strip = pillow.new("RGB", size, _BACKGROUND)
+    strip = pillow.new("RGB", size, BACKGROUND)
     draw = optional("PIL.ImageDraw", "images").Draw(strip)
     middle, gap = size[1] // 2, round(4 * zoom)
 
     def write(x: int, text: str, anchor: str) -> None:
-        draw.text((x, middle), text, fill=_TEXT, font=font, anchor=anchor)
+        draw.text((x, middle), text, fill=TEXT, font=font, anchor=anchor)
 
     write(gap, title, "lm")
     if title == "anomaly map":
