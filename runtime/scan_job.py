@@ -14,7 +14,7 @@ from .anomaly import otsu, segment
 from .components import Component, find_components
 from .detector import Detection
 from .errors import InputError
-from .intake import SCORED_FOREGROUND, InputStatistics, Intake, judge
+from .intake import InputStatistics, Intake, judge, scored
 from .preprocessing import Preprocessing, foreground
 from .results import ScanResult, SliceResult
 from .scans import Scan, ScanSource, read_scan
@@ -209,7 +209,7 @@ class ScanJob:
             full_scale=full_scale(self.anomaly) if self.scan.kind == "picture" else 1.0,
             seconds=round(self.seconds, 3),
             sha256=self.scan.sha256,
-            notes="; ".join(self.scan.notes),
+            notes="; ".join((*self.scan.notes, *self.intake.notes)),
         )
 
     def slice_results(self, mask: NDArray[np.bool_]) -> tuple[SliceResult, ...]:
@@ -236,8 +236,7 @@ class ScanJob:
         Slices that show next to nothing, at the ends of a volume, do not count: models are not
         trained on them.
         """
-        shown = np.count_nonzero(self.inside[self.positions], axis=(1, 2))
-        enough = shown >= SCORED_FOREGROUND * shown.max()
+        enough = scored(np.count_nonzero(self.inside[self.positions], axis=(1, 2)))
         counted = [p for p, keep in zip(self.positions, enough, strict=True) if keep]
         return max(counted, key=lambda position: self.scores[position] or 0.0)
 
