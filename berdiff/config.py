@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from berdiff.runtime.intake import InputStatistics, check_features
 from berdiff.runtime.manifest import CodeShape, SamplingDefaults, ScheduleSpec
 from berdiff.runtime.preprocessing import Preprocessing
 from berdiff.runtime.sampler import ForwardNoise, Sampler
@@ -119,6 +120,8 @@ class ModelConfig:
         Name of the model, for people.
     provenance : dict of str to str
         Where the weights came from.
+    input_statistics : InputStatistics or None
+        What healthy input looks like; training measures it.
     """
 
     preprocessing: Preprocessing
@@ -129,6 +132,7 @@ class ModelConfig:
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     name: str = "berdiff"
     provenance: dict[str, str] = field(default_factory=dict)
+    input_statistics: InputStatistics | None = None
 
     def __post_init__(self) -> None:
         """Refuse networks that do not fit each other or the image, and loops that cannot run."""
@@ -148,6 +152,7 @@ class ModelConfig:
                 f"image size {self.preprocessing.size} must be a multiple of {step}, "
                 "the downsampling of both networks together"
             )
+        check_features(self.input_statistics, self.preprocessing.modalities)
         # Said here rather than by the first loop, which may come hours into a training.
         spec, loop = self.schedule, self.sampling
         schedule = Schedule.linear(spec.num_timesteps, spec.beta_start, spec.beta_end)

@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from berdiff.runtime.errors import InputError, optional
+from berdiff.runtime.image_features import describe
+from berdiff.runtime.intake import InputStatistics, fit, scored
 from berdiff.runtime.preprocessing import Preprocessing
 from berdiff.runtime.scans import ScanSource, find_scans, read_scan
 
 from .training_config import Augmentation
 
 FloatArray = NDArray[np.float32]
-
-# Slices of a volume that show less than this part of what its fullest slice shows are left out.
-MIN_FOREGROUND = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,14 @@ class HealthyImages:
     train: FloatArray
     validation: FloatArray
     digest: str
+
+    def statistics(self, modalities: tuple[str, ...]) -> InputStatistics | None:
+        """What these images look like; None of too few.
+
+        All of them count: each is measured by statistics of others, so none has to be held out.
+        """
+        described = [describe(images) for images in (self.train, self.validation)]
+        return fit(np.concatenate(described), modalities)
 
 
 def load_healthy(
@@ -98,7 +105,7 @@ def _slices(source: ScanSource, preprocessing: Preprocessing) -> list[FloatArray
         scan = read_scan(source, preprocessing)
         slices = preprocessing.clear_background(scan.slices)
         shown = (slices > 0).any(axis=1).sum(axis=(1, 2))
-        keep = np.flatnonzero(shown >= MIN_FOREGROUND * shown.max())
+        keep = np.flatnonzero(scored(shown))
         return [preprocessing.to_grid(slices[index], scan.spacing) for index in keep]
     except InputError as error:
         raise InputError(f"{source.key}: {error}") from error

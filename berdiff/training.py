@@ -123,7 +123,9 @@ def train_denoiser(
             "torch": torch.__version__,
         }
         model = dataclasses.replace(
-            config.model, provenance={**config.model.provenance, **provenance}
+            config.model,
+            provenance={**config.model.provenance, **provenance},
+            input_statistics=images.statistics(config.model.preprocessing.modalities),
         )
         save_checkpoint(target, model, autoencoder, logits.denoiser, half=half)  # type: ignore[arg-type]
     run.accelerator.wait_for_everyone()

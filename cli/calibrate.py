@@ -42,9 +42,13 @@ def calibrate(
     pixels exceeds. Specks are dropped after that, so fewer pixels end up in masks. It holds for
     the settings it was made with: `infer` falls back to Otsu's threshold, and says so, when it is
     called with others.
+
+    A bundle that has no statistics of its training images, with which `infer` tells unusual input,
+    gets those of these scans.
     """
     from berdiff.runtime.calibration import calibrate as choose
     from berdiff.runtime.detector import Detector
+    from berdiff.runtime.intake import MIN_IMAGES
 
     from .progress import scan_progress
 
@@ -53,7 +57,8 @@ def calibrate(
         settings = detector.settings(noise_level, steps, flip_threshold)
         with scan_progress() as progress:
             result = choose(detector, source, rate, settings, seed, batch_size, progress)
-        detector.bundle.with_threshold(result.threshold)
+        known = detector.bundle.manifest.input_statistics is not None
+        bundle = detector.bundle.with_threshold(result.threshold, result.input_statistics)
     if settings != usual:
         typer.echo(
             "warning: these are not the bundle's own settings; the threshold is used only where "
@@ -66,4 +71,12 @@ def calibrate(
         f"  {result.scans} healthy scans, {result.pixels} foreground pixels: {result.above:.3%} "
         f"above it\n"
         f"  {result.masked} of {result.scans} healthy scans still get a mask"
+    )
+    if known:
+        return
+    statistics = bundle.manifest.input_statistics
+    typer.echo(
+        f"  too few slices to tell unusual input from healthy: at least {MIN_IMAGES} are needed"
+        if statistics is None
+        else f"  what healthy input looks like was learnt from {statistics.images} slices"
     )

@@ -31,7 +31,12 @@ def info(
         content = _system() if as_json else _readable(_system())
     else:
         content = _installation() if model is None else _bundle(model)
-    typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(_lines(content)))
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    if content.get("input_statistics"):
+        content["input_statistics"] = _statistics(content["input_statistics"])
+    typer.echo("\n".join(_lines(content)))
 
 
 def _installation() -> dict[str, Any]:
@@ -77,6 +82,17 @@ def _bundle(path: Path) -> dict[str, Any]:
 
     bundle = Bundle.open(path)
     return {"path": str(bundle.path), "digest": bundle.digest, **asdict(bundle.manifest)}
+
+
+def _statistics(content: dict[str, Any]) -> dict[str, Any]:
+    """What healthy images show, for people: without what only the distance needs."""
+    ranges = {
+        name: f"{low:g} to {high:g}"
+        for name, low, high in zip(
+            content["features"], content["low"], content["high"], strict=True
+        )
+    }
+    return {"images": content["images"], "limit": content["limit"], **ranges}
 
 
 def _lines(content: dict[str, Any], depth: int = 0) -> list[str]:

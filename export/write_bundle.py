@@ -81,6 +81,7 @@ def export_bundle(
         schedule=config.schedule,
         forward_noise=config.forward_noise,
         sampling=config.sampling,
+        input_statistics=config.input_statistics,
         precision=precision,
         dynamic_batch=dynamic_batch,
         provenance=_provenance(checkpoint, config, opset),

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from .errors import BerdiffError, BundleError
 from .files import sha256_file, write_atomic
+from .intake import InputStatistics
 from .manifest import READABLE_VERSIONS, SCHEMA_VERSION, FileRecord, Manifest, Threshold
 from .schedule import Schedule
 from .strict import from_json, to_json
@@ -81,9 +82,24 @@ class Bundle:
         spec = self.manifest.schedule
         return Schedule.linear(spec.num_timesteps, spec.beta_start, spec.beta_end)
 
-    def with_threshold(self, threshold: Threshold) -> Bundle:
-        """Write a calibrated threshold into ``bundle.json`` and return the bundle read again."""
-        write_manifest(self.path, dataclasses.replace(self.manifest, threshold=threshold))
+    def with_threshold(
+        self, threshold: Threshold, input_statistics: InputStatistics | None = None
+    ) -> Bundle:
+        """Write what a calibration found into ``bundle.json`` and return the bundle read again.
+
+        Parameters
+        ----------
+        threshold : Threshold
+            Of masks.
+        input_statistics : InputStatistics, optional
+            None keeps what the bundle has.
+        """
+        changed = dataclasses.replace(
+            self.manifest,
+            threshold=threshold,
+            input_statistics=input_statistics or self.manifest.input_statistics,
+        )
+        write_manifest(self.path, changed)
         return Bundle.open(self.path)
 
     def _check(self, name: str) -> None:

@@ -13,6 +13,8 @@ from .anomaly import segment
 from .batches import Progress, detect_slices, read_job
 from .detector import Detector
 from .errors import InputError
+from .image_features import describe
+from .intake import InputStatistics, fit, scored
 from .manifest import SamplingDefaults, Threshold
 from .scan_job import ScanJob
 from .scans import find_scans
@@ -34,6 +36,9 @@ class Calibration:
         Share of those pixels whose anomaly lies above the threshold.
     masked : int
         Scans that still get a mask: those with a component too large to be dropped as a speck.
+    input_statistics : InputStatistics or None
+        What these scans look like, where the bundle has no such statistics and their slices are
+        enough of them.
     """
 
     threshold: Threshold
@@ -41,6 +46,7 @@ class Calibration:
     pixels: int
     above: float
     masked: int
+    input_statistics: InputStatistics | None = None
 
 
 def threshold_for_rate(values: NDArray[np.floating], rate: float) -> float:
@@ -103,8 +109,12 @@ def calibrate(
     sources = find_scans(source, pre).sources
     jobs = (read_job(scan, pre) for scan in sources)
     planes: list[list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = []
+    looks: list[NDArray[np.float64]] = []
     for number, job in enumerate(_finished(detector, jobs, settings, seed, batch_size), start=1):
         planes.append([(job.anomaly[i], job.inside[i]) for i in job.positions])
+        if detector.bundle.manifest.input_statistics is None:
+            look = describe(job.images)
+            looks.append(look[scored(look[:, 0])])
         if progress is not None:
             progress(number, len(sources), sum(map(len, planes)))
     values = np.concatenate([plane[inside] for scan in planes for plane, inside in scan])
@@ -129,6 +139,7 @@ def calibrate(
         masked=sum(
             any(segment(plane, value, inside).any() for plane, inside in scan) for scan in planes
         ),
+        input_statistics=fit(np.concatenate(looks), pre.modalities) if looks else None,
     )
 
 

@@ -31,7 +31,7 @@ MIN_IMAGES = 20
 
 SHRINKAGE = 0.1
 # A feature that hardly varies among healthy images must not make a hair's breadth look far.
-MIN_SCALE = 0.005
+MIN_SCALE = 0.003
 FOLDS = 5
 LIMIT_QUANTILE = 0.995
 LIMIT_MARGIN = 1.2
@@ -54,7 +54,7 @@ class InputStatistics:
     features : tuple of str
         Names of the F features, those of `feature_names`.
     mean, scale : tuple of float
-        Mean of each feature, and its standard deviation (at least 0.005).
+        Mean of each feature, and its standard deviation (at least 0.003).
     low, high : tuple of float
         1 % and 99 % quantile of each feature, for people.
     precision : tuple of float
@@ -186,6 +186,7 @@ class _Model:
         scale = np.maximum(described.std(axis=0), MIN_SCALE)
         deviation = (described - mean) / scale
         correlation = deviation.T @ deviation / len(described)
+        np.fill_diagonal(correlation, 1)  # below it where the scale was raised
         shrunk = (1 - SHRINKAGE) * correlation + SHRINKAGE * np.eye(len(mean))
         return cls(mean, scale, np.linalg.inv(shrunk))
 
@@ -275,6 +276,7 @@ def _oddities(statistics: InputStatistics, row: FloatArray) -> str:
     model = _Model.read(statistics)
     far = np.abs(row - model.mean) / model.scale
     outside = (row < np.array(statistics.low)) | (row > np.array(statistics.high))
+    outside &= far > 1  # not by their last digit
     worst = [index for index in np.argsort(-far, kind="stable") if outside[index]][:_NAMED]
     if not worst:
         return "each property for itself is usual, their combination is not"

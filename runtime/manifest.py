@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from .intake import InputStatistics, check_features
 from .precision import Precision
 from .preprocessing import Preprocessing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Keys that came later have defaults, so that what was written before can still be read.
-READABLE_VERSIONS = (1, SCHEMA_VERSION)
+READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 
 CodeKind = Literal["threshold", "sample"]
 AnomalyMapKind = Literal["squared", "signed", "absolute", "change", "flips"]
@@ -136,6 +137,8 @@ class Manifest:
         Default settings of the loop.
     threshold : Threshold or None
         Calibrated segmentation threshold; None until `berdiff calibrate` has run.
+    input_statistics : InputStatistics or None
+        What healthy input looks like; None where nobody has measured it.
     precision : {"fp32", "fp16", "bf16", "int8"}
         What the networks compute in; their inputs and outputs are float32 at every precision.
     parity : dict of str to float
@@ -159,8 +162,13 @@ class Manifest:
     sampling: SamplingDefaults
     files: dict[str, FileRecord]
     threshold: Threshold | None = None
+    input_statistics: InputStatistics | None = None
     dynamic_batch: tuple[int, int, int] = (1, 8, 32)
     precision: Precision = "fp32"
     parity: dict[str, float] = field(default_factory=dict)
     parity_limits: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse statistics of other images."""
+        check_features(self.input_statistics, self.preprocessing.modalities)

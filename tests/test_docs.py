@@ -82,6 +82,8 @@ def _fields(kind: type) -> list[str]:
 
 
 def test_every_key_of_a_bundle_is_explained() -> None:
+    from berdiff.runtime.image_features import CHANNEL_FEATURES, SHAPE_FEATURES
+    from berdiff.runtime.intake import InputStatistics
     from berdiff.runtime.manifest import Manifest, SamplingDefaults, Threshold
     from berdiff.runtime.preprocessing import Preprocessing
 
@@ -90,6 +92,9 @@ def test_every_key_of_a_bundle_is_explained() -> None:
     assert _first_cells(page, "\n`preprocessing`:") == _fields(Preprocessing)
     assert _first_cells(page, "says nothing:") == _fields(SamplingDefaults)
     assert _first_cells(page, "\n`threshold`:") == _fields(Threshold)
+    assert _first_cells(page, "scans of `berdiff calibrate`:") == _fields(InputStatistics)
+    features = [*SHAPE_FEATURES, *CHANNEL_FEATURES]
+    assert sorted(_first_cells(page, "the range of intensities:")) == sorted(features)
 
 
 def test_every_key_of_an_engine_is_explained() -> None:

@@ -6,10 +6,12 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from berdiff.config import AutoencoderConfig, DenoiserConfig, ModelConfig
 from berdiff.runtime.errors import BerdiffError
+from berdiff.runtime.intake import fit
 from berdiff.runtime.manifest import CodeShape, SamplingDefaults, ScheduleSpec
 from berdiff.runtime.preprocessing import Preprocessing
 from berdiff.runtime.strict import from_json, to_json
@@ -69,6 +71,12 @@ def test_autoencoders_that_cannot_be_built_are_refused(change: Any, message: str
 def test_denoisers_that_cannot_be_built_are_refused(change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DenoiserConfig(**change)
+
+
+def test_statistics_of_other_channels_are_refused() -> None:
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 16))
+    with pytest.raises(ValueError, match="input_statistics are of coverage"):
+        dataclasses.replace(BRATS, input_statistics=fit(rows, ("flair",)))
 
 
 def test_a_denoiser_may_have_no_attention() -> None:

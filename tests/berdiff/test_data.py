@@ -11,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from berdiff.data import MIN_FOREGROUND, HealthyImages, load_healthy
+from berdiff.data import HealthyImages, load_healthy
 from berdiff.runtime.errors import InputError
+from berdiff.runtime.image_features import describe
+from berdiff.runtime.intake import SCORED_FOREGROUND, distances
 from berdiff.runtime.preprocessing import Preprocessing
 
 SIDE = 16
@@ -120,7 +122,7 @@ def test_adding_scans_moves_few_others(twenty: Path) -> None:
 
 def test_nearly_empty_slices_of_a_volume_are_left_out(tmp_path: Path) -> None:
     """Less than a fifth of what the fullest slice shows."""
-    assert MIN_FOREGROUND == 0.2
+    assert SCORED_FOREGROUND == 0.2
     add_volume(tmp_path, "a.nii", 0.3, [0, 9, 10, 50, 10, 9])
     add_volume(tmp_path, "b.nii", 0.6, [3, 4, 4])  # little in all of it: nothing to compare with
     images = load_healthy(tmp_path, MODEL, 0.5)
@@ -140,6 +142,21 @@ def test_the_digest_is_of_pixels_and_split(twenty: Path) -> None:
     assert digest(twenty, 0.4) != first
     add_picture(twenty, "site0/00.png", corner=99)
     assert digest(twenty) != first
+
+
+def test_statistics_are_of_all_images(twenty: Path) -> None:
+    images = load_healthy(twenty, PICTURES, 0.2)
+    statistics = images.statistics(("flair",))
+    assert statistics is not None
+    assert statistics.images == 20
+    everything = np.concatenate([images.train, images.validation])
+    assert (distances(statistics, describe(everything)) <= statistics.limit).all()
+    rotated = np.ascontiguousarray(np.rot90(everything, axes=(2, 3)))
+    described = describe(rotated)
+    assert statistics.mean == pytest.approx(describe(everything).mean(axis=0), rel=1e-5)
+    assert statistics.mean != pytest.approx(described.mean(axis=0), rel=1e-5)
+    few = HealthyImages(images.train[:10], images.validation, "digest")
+    assert few.statistics(("flair",)) is None
 
 
 # --- refusals ------------------------------------------------------------------------------------

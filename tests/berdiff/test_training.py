@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from berdiff.autoencoder import BinaryAutoencoder
-from berdiff.checkpoint import load_checkpoint, save_weights
+from berdiff.checkpoint import load_checkpoint, load_config, save_weights
 from berdiff.config import AutoencoderConfig, DenoiserConfig, ModelConfig
 from berdiff.data import Batches, HealthyImages, augment
 from berdiff.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
@@ -150,8 +150,27 @@ def test_the_checkpoint_can_be_read_and_says_what_it_was_trained_on(
     path = train_denoiser(config, images, settings(tmp_path / "run"), half=True)
     model, autoencoder, denoiser = load_checkpoint(path)
     assert "9 healthy images" in model.provenance["trained_on"]
+    assert model.input_statistics is None  # of twelve images nothing can be said
     assert all(p.dtype == torch.float32 for p in denoiser.parameters())
     assert autoencoder.encode(torch.zeros(1, 1, 32, 32)).shape == (1, 8, 16, 16)
+
+
+def test_the_checkpoint_says_what_healthy_images_look_like(config, images, tmp_path) -> None:
+    """Of the images as they are, those held out among them, not of what augmentation makes."""
+    more = HealthyImages(np.tile(images.train, (3, 1, 1, 1)), images.validation, "digest")
+    short = dataclasses.replace(
+        config,
+        autoencoder=dataclasses.replace(config.autoencoder, steps=1),
+        denoiser=dataclasses.replace(config.denoiser, steps=1),
+    )
+    prepare_folder(tmp_path / "run", short, resume=False)
+    train_autoencoder(short, more, settings(tmp_path / "run"))
+    path = train_denoiser(short, more, settings(tmp_path / "run"))
+    found = load_config(path).input_statistics
+    assert found is not None
+    assert found.images == 30
+    mean = np.concatenate([more.train, more.validation]).mean(dtype=np.float64)
+    assert found.mean[found.features.index("flair mean")] == pytest.approx(mean, rel=1e-4)
 
 
 def test_other_settings_are_refused_when_continuing(config, images, tmp_path) -> None:

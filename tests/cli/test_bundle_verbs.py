@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,13 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import berdiff
 from berdiff.cli import main
 from berdiff.export import write_bundle
 from berdiff.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from berdiff.runtime.bundle import GRAPHS, Bundle
+from berdiff.runtime.bundle import GRAPHS, Bundle, write_manifest
+from berdiff.runtime.intake import fit
 from berdiff.runtime.precision import FIGURES, Precision, limits
 
 Capture = pytest.CaptureFixture[str]
@@ -170,6 +173,25 @@ def test_info_of_a_bundle(tiny_bundle: Bundle, capsys: Capture) -> None:
         "  opset: 20",
     ):
         assert line in shown.splitlines()
+
+
+def test_info_shows_what_healthy_input_looks_like(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: Capture
+) -> None:
+    found = fit(np.random.default_rng(0).normal(0.5, 0.1, (30, 16)), ("flair",))
+    assert found is not None
+    manifest = dataclasses.replace(tiny_bundle.manifest, input_statistics=found)
+    folder = Path(shutil.copytree(tiny_bundle.path, tmp_path / "bundle"))
+    write_manifest(folder, manifest)
+    assert end("info", folder) == 0
+    shown = capsys.readouterr().out
+    low, high = found.low[0], found.high[0]
+    assert f"input_statistics:\n  images: 30\n  limit: {found.limit:g}\n" in shown
+    assert f"  coverage: {low:g} to {high:g}\n" in shown
+    assert "  flair fineness: " in shown
+    assert "precision: 1" not in shown
+    assert end("info", folder, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["input_statistics"]["limit"] == found.limit
 
 
 def test_info_of_a_bundle_as_json_is_its_manifest(tiny_bundle: Bundle, capsys: Capture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -24,7 +25,9 @@ from berdiff.runtime.bundle import GRAPHS, Bundle
 from berdiff.runtime.detector import Detector
 from berdiff.runtime.errors import BerdiffError, MissingDependency
 from berdiff.runtime.files import sha256_file
+from berdiff.runtime.intake import fit
 from berdiff.runtime.precision import limits
+from berdiff.runtime.strict import to_json
 
 
 @pytest.fixture
@@ -72,6 +75,22 @@ def test_the_manifest_tells_what_the_checkpoint_says(
     assert manifest.provenance.keys() >= {"berdiff", "torch", "onnx"}
     for name in ("config.json", "autoencoder.safetensors", "denoiser.safetensors"):
         assert manifest.provenance[f"sha256 of {name}"] == sha256_file(tiny_checkpoint / name)
+
+
+def test_what_healthy_input_looks_like_comes_along(
+    tiny_bundle: Bundle,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    graphs_from: Callable[[Path], None],
+) -> None:
+    assert tiny_bundle.manifest.input_statistics is None
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 16))
+    found = fit(rows, ("flair",))
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    config = dataclasses.replace(load_config(folder), input_statistics=found)
+    (folder / "config.json").write_text(to_json(config))
+    graphs_from(tiny_bundle.path / "onnx")
+    assert export_bundle(folder, tmp_path / "bundle").manifest.input_statistics == found
 
 
 def test_every_file_in_the_folder_is_in_the_manifest(tiny_bundle: Bundle) -> None:
@@ -197,4 +216,4 @@ def test_the_bundle_is_a_detector(tiny_bundle: Bundle, tiny_checkpoint: Path) ->
         detection = detector.detect(images, ids=[1, 2])
     assert detection.anomaly_map.shape == (2, 32, 32)
     assert np.isfinite(detection.anomaly_map).all()
-    assert json.loads((tiny_bundle.path / "bundle.json").read_text())["schema_version"] == 2
+    assert json.loads((tiny_bundle.path / "bundle.json").read_text())["schema_version"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from berdiff.runtime.backends import open_backend
 from berdiff.runtime.bundle import GRAPHS, Bundle
 from berdiff.runtime.errors import BundleError
 from berdiff.runtime.files import sha256_file
+from berdiff.runtime.image_features import feature_names
+from berdiff.runtime.intake import fit
 from berdiff.runtime.manifest import SCHEMA_VERSION, Threshold
 from berdiff.runtime.precision import FIGURES
 from berdiff.runtime.verify import verify
@@ -106,7 +109,7 @@ def test_key_that_is_unknown_missing_or_ill_typed(folder: Path, change: Edit, ke
     assert_refused(folder, "bundle.json", key)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(3, "update berdiff"), (0, "export")])
+@pytest.mark.parametrize(("version", "advice"), [(4, "update berdiff"), (0, "export")])
 def test_other_schema(folder: Path, version: int, advice: str) -> None:
     edit(folder, lambda content: content.update(schema_version=version, invented_later=True))
     assert_refused(folder, f"schema_version: got {version}", advice)
@@ -122,7 +125,7 @@ def version_1(folder: Path) -> Path:
 
     def change(content: dict[str, Any]) -> None:
         content.update(schema_version=1)
-        for key in ("precision", "parity_limits"):
+        for key in ("precision", "parity_limits", "input_statistics"):
             del content[key]
         content["files"]["golden/vectors.npz"] = record
 
@@ -139,6 +142,18 @@ def test_version_1_is_read_and_works(folder: Path) -> None:
         checks = verify(bundle, backend)
     assert [check.name for check in checks] == list(FIGURES)
     assert all(check.passed for check in checks)
+
+
+def test_version_2_is_read(folder: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content.update(schema_version=2)
+        for owner, key in ((content, "input_statistics"), (content["preprocessing"], "background")):
+            del owner[key]
+
+    edit(folder, change)
+    manifest = Bundle.open(folder).manifest
+    assert (manifest.schema_version, manifest.input_statistics) == (2, None)
+    assert manifest.preprocessing.background == 0
 
 
 def test_what_is_written_is_of_the_newest_version(folder: Path) -> None:
@@ -186,3 +201,23 @@ def test_a_threshold_is_written_and_read_back(folder: Path) -> None:
     assert after.manifest.threshold == threshold
     assert after == Bundle.open(folder)
     assert after.digest != before.digest
+
+
+def test_statistics_are_kept_until_there_are_others(folder: Path) -> None:
+    threshold = Threshold(0.25, "30 healthy images", "squared", 50, 5, 0.5)
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (2, 30, 16))
+    first, second = (fit(part, ("flair",)) for part in rows)
+    assert first != second
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.input_statistics is None
+    assert bundle.with_threshold(threshold, first).manifest.input_statistics == first
+    assert Bundle.open(folder).with_threshold(threshold).manifest.input_statistics == first
+    assert bundle.with_threshold(threshold, second).manifest.input_statistics == second
+
+
+def test_statistics_of_other_images_are_refused(folder: Path) -> None:
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 16))
+    found = fit(rows, ("t1",))
+    assert found is not None
+    edit(folder, lambda content: content.update(input_statistics=dataclasses.asdict(found)))
+    assert_refused(folder, "bundle.json", "input_statistics are of", feature_names(("t1",))[6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import nibabel
@@ -17,8 +18,11 @@ from berdiff.runtime.batches import detect_slices, read_job
 from berdiff.runtime.calibration import calibrate, threshold_for_rate
 from berdiff.runtime.detector import Detection, Detector
 from berdiff.runtime.errors import BerdiffError, InputError
+from berdiff.runtime.image_features import describe
+from berdiff.runtime.intake import fit
 from berdiff.runtime.manifest import SamplingDefaults
 from berdiff.runtime.preprocessing import Preprocessing
+from berdiff.runtime.scans import file_source
 
 
 class MapIsTheImage(Detector):
@@ -120,6 +124,32 @@ def test_batches_do_not_change_the_threshold(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_a_bundle_without_statistics_learns_what_healthy_input_looks_like(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pre = Preprocessing(
+        1, ("flair",), (20, 20), normalisation="foreground-median", orientation="LPS"
+    )
+    kept = []
+    for number in range(5):
+        volume = random.integers(1, 256, (20, 20, 5)).astype(np.float32)
+        volume[3:, :, 4] = 0  # shows 3 rows of 20: too little to count
+        affine = np.diag([-1, -1, 1, 1])
+        nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / f"{number}.nii.gz")
+        kept += [pre.to_grid(volume[..., index][None]) for index in range(4)]
+    found = calibrate(fake_detector(pre), tmp_path, batch_size=3).input_statistics
+    assert found == fit(describe(np.stack(kept)), ("flair",))
+    assert found is not None
+    assert found.images == 20
+    # What training has measured is not replaced, and few scans teach nothing.
+    known = fake_detector(pre)
+    known.bundle = dataclasses.replace(
+        known.bundle,
+        manifest=dataclasses.replace(known.bundle.manifest, input_statistics=found),
+    )
+    assert calibrate(known, tmp_path).input_statistics is None
+    assert calibrate(fake_detector(pre), tmp_path / "0.nii.gz").input_statistics is None
+
+
 def test_unusable_scan_is_named(tmp_path: Path) -> None:
     ramp(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
@@ -138,6 +168,7 @@ def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
 def test_a_model_that_answers_nan_stops_the_measurement(tmp_path: Path) -> None:
     Image.fromarray(np.arange(1280, dtype=np.uint8).reshape(32, 40)).save(tmp_path / "a.png")
     detector = fake_detector(answer_nan=True)
-    job = read_job(tmp_path / "a.png", "a", detector.bundle.manifest.preprocessing)
+    source = file_source(tmp_path / "a.png")
+    job = read_job(source, detector.bundle.manifest.preprocessing)
     with pytest.raises(BerdiffError, match=r"a\.png: the model answered with NaN"):
         list(detect_slices(detector, [job], detector.settings()))
