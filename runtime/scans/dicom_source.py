@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..preprocessing import Preprocessing
 from .channels import resample, same_grid
-from .dicom import DicomImage, DicomSeries, find_series, read_series
-from .dicom_series import expand
+from .dicom import DicomImage, read_series
+from .dicom_series import DicomSeries, expand, find_series
 from .geometry import FloatArray, Grid, cut, voxel_volume
 from .modalities import MR_CONTRASTS, canonical_modality
 from .nifti import check_width
