@@ -73,7 +73,7 @@ def anomaly_map(
 
 def median_filter(maps: FloatArray) -> FloatArray:
     """Median of each 5x5 neighbourhood, ``[N, H, W] -> [N, H, W]``, edges mirrored."""
-    return np.stack([median_5x5(plane) for plane in maps])
+    return median_5x5(maps)
 
 
 def smooth(planes: FloatArray, inside: BoolArray, sigma: float) -> FloatArray:
