@@ -94,13 +94,24 @@ def smooth(planes: FloatArray, inside: BoolArray, sigma: float) -> FloatArray:
         0 outside the foreground.
     """
     kept = np.where(inside, planes, np.float32(0))
-    if sigma <= 0:
+    if sigma <= 0 or not inside.any():
         return kept
     ndimage = optional("scipy.ndimage", "images")
     sigmas = (0,) * (planes.ndim - 2) + (sigma, sigma)
-    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigmas, mode="constant")
-    blurred = ndimage.gaussian_filter(kept, sigmas, mode="constant")
-    return np.where(inside, blurred / np.maximum(weight, np.float32(1e-6)), np.float32(0))
+    # Beyond the foreground all is 0, and stays out of the sums.
+    box = (..., _extent(inside, -2), _extent(inside, -1))
+    shown = inside[box]
+    weight = ndimage.gaussian_filter(shown.astype(np.float32), sigmas, mode="constant")
+    blurred = ndimage.gaussian_filter(kept[box], sigmas, mode="constant")
+    blurred /= np.maximum(weight, np.float32(1e-6))
+    kept[box] = np.where(shown, blurred, np.float32(0))
+    return kept
+
+
+def _extent(inside: BoolArray, axis: int) -> slice:
+    """From the first to the last place along an axis that holds foreground."""
+    filled = np.flatnonzero(np.moveaxis(inside, axis, 0).reshape(inside.shape[axis], -1).any(1))
+    return slice(int(filled[0]), int(filled[-1]) + 1)
 
 
 def flip_mean(flips: FloatArray) -> FloatArray:
@@ -110,6 +121,9 @@ def flip_mean(flips: FloatArray) -> FloatArray:
 
 def flip_map(flips: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Bring flip probabilities of code positions to image size, bilinear in between.
+
+    The value of a position lies at the centre of its pixels; beyond the outermost centres it
+    stays as it is.
 
     Parameters
     ----------
@@ -123,11 +137,19 @@ def flip_map(flips: FloatArray, size: tuple[int, int]) -> FloatArray:
     ndarray of float32, shape (N, H, W)
         In [0, 1].
     """
-    ndimage = optional("scipy.ndimage", "images")
-    factors = size[0] / flips.shape[1], size[1] / flips.shape[2]
-    return np.stack(
-        [ndimage.zoom(plane, factors, order=1, mode="nearest", grid_mode=True) for plane in flips]
-    )
+    # Columns first, while there are few rows; in float64, so that no machine rounds differently.
+    wide = _stretch(flips.astype(np.float64), size[1], axis=2)
+    return _stretch(wide, size[0], axis=1).astype(np.float32)
+
+
+def _stretch(values: NDArray[np.float64], length: int, axis: int) -> NDArray[np.float64]:
+    """Bring one axis to another length, linear between the centres of its elements."""
+    count = values.shape[axis]
+    place = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
+    below = place.astype(np.intp)
+    above = np.minimum(below + 1, count - 1)
+    weight = np.expand_dims(place - below, tuple(range(1, values.ndim - axis)))
+    return values.take(below, axis) * (1 - weight) + values.take(above, axis) * weight
 
 
 def otsu(values: NDArray[np.floating]) -> float:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from berdiff.runtime.anomaly import (
     anomaly_map,
@@ -19,6 +20,7 @@ from berdiff.runtime.anomaly import (
     median_filter,
     otsu,
     segment,
+    smooth,
 )
 
 FloatArray = NDArray[np.float32]
@@ -123,6 +125,23 @@ def test_a_code_position_lights_up_its_own_pixels(
         np.testing.assert_allclose(made[1], _turned(made[1], block), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 1), (8, 8)),
+        ((3, 5), (3, 10)),
+        ((1, 7), (4, 28)),
+        ((10, 8), (80, 64)),
+        ((7, 9), (56, 36)),
+    ],
+)
+def test_the_flip_map_is_scipys(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    flips = np.random.default_rng(0).random((3, *shape), np.float32)
+    factors = 1, size[0] / shape[0], size[1] / shape[1]
+    expected = ndimage.zoom(flips, factors, order=1, mode="nearest", grid_mode=True)
+    np.testing.assert_array_equal(flip_map(flips, size), expected)
+
+
 def _turned(plane: FloatArray, block: tuple[slice, slice]) -> FloatArray:
     """The plane turned by 180 degrees about the centre of a block, zero beyond its border."""
     turned = np.zeros_like(plane)
@@ -130,6 +149,50 @@ def _turned(plane: FloatArray, block: tuple[slice, slice]) -> FloatArray:
         mirrored = [b.start + b.stop - 1 - i for b, i in zip(block, (row, column), strict=True)]
         turned[tuple(mirrored)] = plane[row, column]
     return turned
+
+
+# --- smoothing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.8, 4.0])
+@pytest.mark.parametrize("leading", [(), (4,), (2, 2)])
+def test_smoothing_is_a_weighted_mean_of_the_foreground(
+    leading: tuple[int, ...], sigma: float
+) -> None:
+    """With weights that fall off as a Gaussian does, over every pair of pixels."""
+    rng = np.random.default_rng(0)
+    planes = rng.random((*leading, 24, 20), np.float32)
+    inside = rng.random(planes.shape) < 0.6
+    inside[..., :5, :] = inside[..., :, 16:] = False
+    planes[~inside] = 1e6  # must not bleed in
+    made = smooth(planes, inside, sigma)
+    assert made.dtype == np.float32
+    radius = int(4 * sigma + 0.5)
+    down, across = (np.subtract.outer(np.arange(n), np.arange(n)) for n in (24, 20))
+    down, across = (np.exp(-(d**2) / 2 / sigma**2) * (abs(d) <= radius) for d in (down, across))
+    total = down @ np.where(inside, planes, 0).astype(np.float64) @ across
+    expected = np.where(inside, total / np.maximum(down @ inside @ across, 1e-9), 0)
+    np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+def test_smoothing_does_not_depend_on_the_batch() -> None:
+    rng = np.random.default_rng(0)
+    planes = rng.random((3, 30, 30), np.float32)
+    inside = np.zeros(planes.shape, bool)
+    inside[0, 3:20, 8:12] = inside[1, 1:29, 2:28] = True  # and nothing in the last
+    made = smooth(planes, inside, 2.0)
+    for index in range(3):
+        np.testing.assert_array_equal(
+            smooth(planes[index], inside[index], 2.0).view(np.uint32),
+            made[index].view(np.uint32),
+        )
+    assert not made[2].any()
+
+
+def test_no_smoothing_leaves_the_foreground_as_it_is() -> None:
+    planes = np.random.default_rng(0).random((2, 6, 7), np.float32)
+    inside = planes > 0.5
+    np.testing.assert_array_equal(smooth(planes, inside, 0.0), np.where(inside, planes, 0))
 
 
 # --- threshold -----------------------------------------------------------------------------------
