@@ -14,6 +14,8 @@ from ..errors import InputError
 
 # What a file may hold, whatever its name, its header or its archive promise.
 MAX_FILE_BYTES = 2**32
+# What unpacks to more than this many bytes, and to so many times its packed size, is no image.
+_UNPACKED, _UNPACKED_TIMES = 2**26, 200
 
 Format = Literal["picture", "nifti", "brats", "nnunet", "bids", "dicom"]
 
@@ -81,6 +83,8 @@ class FileRef:
     def _read_member(self, limit: int, whole: bool = True) -> bytes:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                packed = archive.getinfo(self.member).compress_size
+                limit = min(limit, max(_UNPACKED, _UNPACKED_TIMES * packed))
                 # An archive's directory may promise less than is inside.
                 content = stream.read(limit + 1 if whole else limit)
         except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError) as e:
@@ -92,7 +96,7 @@ class FileRef:
         if whole and not content:
             raise InputError("the file is empty (0 bytes)")
         if len(content) > limit:
-            raise InputError(f"the file has more than {limit} bytes, which is the limit")
+            raise InputError(f"it unpacks to more than {limit} bytes, which is the limit")
         return content
 
 

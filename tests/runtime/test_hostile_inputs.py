@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -71,12 +70,16 @@ def peak_of(tmp_path: Path, name: str, content: bytes) -> int:
     (tmp_path / name).mkdir()
     (tmp_path / name / name).write_bytes(content)
     code = (
-        "import sys, resource; sys.path.insert(0, sys.argv[1])\n"
+        "import re, sys; sys.path.insert(0, sys.argv[1])\n"
         "import hostile, pathlib, pydicom, highdicom, PIL.Image, SimpleITK\n"
         "from berdiff.runtime.errors import BerdiffError\n"
         "for kind in ('nii', 'dcm'):\n"
         "    hostile.consume(kind, hostile.valid(kind))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        # Not getrusage: its peak is inherited from the process that started this one.
+        "def peak():\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+)', status)[1])\n"
+        "before = peak()\n"
         "folder = pathlib.Path(sys.argv[2])\n"
         "try:\n"
         "    for source in hostile.find_scans(folder, hostile.MODEL).sources:\n"
@@ -84,7 +87,7 @@ def peak_of(tmp_path: Path, name: str, content: bytes) -> int:
         "    print('accepted')\n"
         "except BerdiffError as error:\n"
         "    print(str(error)[:300].replace(chr(10), ' '))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "print(peak() - before)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(HERE), str(tmp_path / name)],
@@ -118,7 +121,7 @@ def zip_of(*members: tuple[str, bytes]) -> bytes:
 
 
 def deflated_bomb() -> bytes:
-    """A deflated DICOM file whose dataset is 1 GiB of zeros."""
+    """A deflated DICOM file whose dataset is half a GiB of zeros."""
     import zlib
 
     from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -132,8 +135,8 @@ def deflated_bomb() -> bytes:
     length = struct.unpack("<H", head[at - 2 : at])[0]
     assert length == len(plain)
     meta = head[: at - 2] + struct.pack("<H", len(deflated)) + deflated
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    body = b"".join(packer.compress(bytes(2**24)) for _ in range(64)) + packer.flush()
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    body = b"".join(packer.compress(bytes(2**24)) for _ in range(33)) + packer.flush()
     group = struct.unpack("<I", meta[140:144])[0] + len(deflated) - len(plain)
     return meta[:140] + struct.pack("<I", group) + meta[144:] + body
 
@@ -143,16 +146,19 @@ BOMBS = {
     "overflow.nii": lambda: nifti_claiming(2**32, 2**32, 2**32),
     "voxels.nii.gz": lambda: gzip.compress(nifti_claiming(10**4, 10**4, 10**4)),
     "bomb.nii.gz": gzip_bomb,
-    "bomb.zip": lambda: zip_of(("a.dcm", hostile.valid("dcm")[:200] + bytes(2**30))),
-    "many.zip": lambda: zip_of(*((f"{n}.dcm", b"") for n in range(150_000))),
+    "bomb.zip": lambda: zip_of(("a.dcm", hostile.valid("dcm") + bytes(2**29))),
+    "many.zip": lambda: zip_of(*((f"{n}.dcm", b"") for n in range(100_001))),
     "deflated.dcm": deflated_bomb,
     "rows.dcm": lambda: hostile.dicom_slice(0, Rows=65535, Columns=65535),
     "frames.dcm": lambda: hostile.dicom_slice(0, NumberOfFrames=2**31 - 1),
 }
 
 
+measured = pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux counts it")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux counts it")
+@measured
 @pytest.mark.parametrize("name", BOMBS)
 def test_what_claims_or_unpacks_to_huge_sizes_takes_little_memory(name: str, tmp_path: Path):
     """Bounded by the size of the file and a fixed allowance, not by what it promises."""
@@ -218,8 +224,7 @@ def test_deep_json_is_no_crash(tmp_path: Path):
         Bundle.open(tmp_path)
 
 
+@measured
 def test_memory_is_counted(tmp_path: Path):
     """The measure above would notice: a file that is read whole shows up in it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert peak_of(tmp_path, "text.png", os.urandom(200 * 2**20)) > 150 * 2**20
-    assert before >= 0
