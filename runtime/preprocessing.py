@@ -115,12 +115,15 @@ class Preprocessing:
         """
         if self.background == 0:
             return slices
-        cleared = slices.copy()
+        cleared = np.zeros(slices.shape, slices.dtype)
         for channel in range(slices.shape[1]):
-            values = cleared[:, channel]
-            positive = values[values > 0]
-            if positive.size:
-                values[values <= self.background * np.percentile(positive, _BRIGHT)] = 0
+            positive = slices[:, channel][slices[:, channel] > 0]
+            if not positive.size:
+                continue
+            level = np.percentile(positive, _BRIGHT, overwrite_input=True)
+            for before, after in zip(slices[:, channel], cleared[:, channel], strict=True):
+                # NaN is no background: it stays, and is refused later.
+                np.copyto(after, before, where=~(before <= self.background * level))
         return cleared
 
     def to_grid(
@@ -304,7 +307,11 @@ class Preprocessing:
 
 def foreground(images: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixels that show anything: any channel above 0; ``[..., C, H, W] -> [..., H, W]``."""
-    return np.any(np.asarray(images) > 0, axis=-3)
+    planes = np.moveaxis(np.asarray(images), -3, 0)
+    shown: NDArray[np.bool_] = planes[0] > 0
+    for plane in planes[1:]:
+        shown |= plane > 0
+    return shown
 
 
 def _resize(images: FloatArray, shape: tuple[int, int]) -> FloatArray:

@@ -335,10 +335,10 @@ def test_foreground_is_where_any_channel_shows_something() -> None:
     np.testing.assert_array_equal(foreground(images[0]), shown[0])
 
 
-# Background
+# --- background ----------------------------------------------------------------------------------
 
 
-def test_background_is_judged_over_the_whole_scan():
+def test_background_is_judged_over_the_whole_scan() -> None:
     """Ripples in a slice that shows nothing else are as much background as elsewhere."""
     rng = np.random.default_rng(0)
     slices = np.zeros((4, 1, 32, 40), np.float32)
@@ -351,7 +351,7 @@ def test_background_is_judged_over_the_whole_scan():
     np.testing.assert_array_equal(cleared[shown], (slices + ripples)[shown])
 
 
-def test_background_is_judged_channel_by_channel():
+def test_background_is_judged_channel_by_channel() -> None:
     slices = np.ones((1, 2, 32, 40), np.float32)
     slices[:, 0, :16] = 100
     slices[:, 1, :16] = 10
@@ -360,7 +360,24 @@ def test_background_is_judged_channel_by_channel():
     np.testing.assert_array_equal(cleared[:, 1], slices[:, 1])
 
 
-def test_without_a_background_nothing_is_changed():
+def test_clearing_takes_away_what_is_negative_and_hides_no_damage() -> None:
+    """A channel without anything positive has no bright level: all of it is background."""
+    slices = np.full((2, 2, 32, 40), -3, np.float32)
+    slices[:, 0, 4:20] = 50
+    slices[1, 0, 30, 30] = np.nan
+    kept = slices.copy()
+    pre = Preprocessing(2, ("t1", "t2"), (32, 40), background=0.1)
+    cleared = pre.clear_background(slices)
+    np.testing.assert_array_equal(slices, kept)
+    expected = np.zeros_like(slices)
+    expected[:, 0, 4:20] = 50
+    expected[1, 0, 30, 30] = np.nan
+    np.testing.assert_array_equal(cleared, expected)
+    with pytest.raises(InputError, match="1 of 2560 values are NaN"):
+        pre.to_grid(cleared[1])
+
+
+def test_without_a_background_nothing_is_changed() -> None:
     slices = np.random.default_rng(0).normal(size=(2, 1, 32, 40)).astype(np.float32)
     assert Preprocessing(1, ("t1",), (32, 40)).clear_background(slices) is slices
     dark = np.zeros((1, 1, 32, 40), np.float32)
@@ -370,7 +387,7 @@ def test_without_a_background_nothing_is_changed():
         Preprocessing(1, ("t1",), (32, 40), background=1.0)
 
 
-def test_to_grid_is_normalising_and_placing():
+def test_to_grid_is_normalising_and_placing() -> None:
     image = np.random.default_rng(0).random((1, 30, 50), np.float32)
     pre = Preprocessing(1, ("t1",), (32, 40), spacing=1.2)
     placed = pre.place(pre.normalise(image), (1.0, 0.9))
