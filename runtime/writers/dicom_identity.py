@@ -74,7 +74,7 @@ _STUDY = (
     "SpecificCharacterSet",
     "TimezoneOffsetFromUTC",
 )
-_BODY = ("BodyPartExamined", "Laterality")
+_SIDES = ("R", "L", "B", "U")
 
 _DAY = re.compile(r"\d{8}")
 _MOMENTS = ("Content", "Acquisition", "Series", "Study")
@@ -162,12 +162,10 @@ def settle(result: Dataset, origin: Origin) -> None:
         The source.
     """
     first = origin.datasets[0]
-    for keyword in (*_PATIENT, *_STUDY, *_BODY):
+    for keyword in (*_PATIENT, *_STUDY):
         if keyword in first:
             result.add(first[keyword])
-    if "BodyPartExamined" not in result and "Laterality" not in result:
-        # Of a part that may be paired, the side has to be said, if only to be unknown.
-        result.Laterality = first.get("ImageLaterality") or ""
+    _name_body_part(result, first)
     result.ContentDate, result.ContentTime = _moment(first)
     del result.InstanceCreationDate, result.InstanceCreationTime
     for item in result.ContributingEquipmentSequence:
@@ -189,6 +187,22 @@ def settings_of(made_by: Provenance) -> dict[str, str]:
         "threshold_source": made_by.threshold_source,
         **{name: str(value) for name, value in made_by.settings.items()},
     }
+
+
+def _name_body_part(result: Dataset, first: Dataset) -> None:
+    """Say which part of the body it is, and which side, as far as the source does.
+
+    Where neither is known, a parametric map has to say so by an empty Laterality, and a
+    segmentation must not.
+    """
+    part = first.get("BodyPartExamined")
+    side = first.get("ImageLaterality") or first.get("Laterality")
+    if part:
+        result.BodyPartExamined = part
+    if side in _SIDES:
+        result.ImageLaterality = side
+    elif not part and "SegmentSequence" not in result:
+        result.Laterality = ""
 
 
 def _processing(made_by: Provenance) -> Any:

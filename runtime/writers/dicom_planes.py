@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, optional
+from ..scans.dicom_series import OPHTHALMIC_TOMOGRAPHY
 from .dicom_identity import Origin
 
 if TYPE_CHECKING:
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-# How far, in voxels, the grid of the results may lie from the planes of the source.
-_TOLERANCE = 0.1
+# How far, in voxels, the grid of the results may lie from the planes of the source, and how much
+# its axes may differ: less than any axis that is swapped or flipped, more than headers' rounding.
+_OFF, _TURNED = 0.5, 0.1
+# Of direction cosines, and in mm of pixel spacings, between slices of one series.
+_ALIKE = 5e-3
 _INSTEAD = "write NIfTI or PNG instead"
 
 _COPIED = (
@@ -110,7 +114,7 @@ class Planes:
             np.linalg.norm(ours[:3, 0] - columns * self.along_row) / columns,
             np.linalg.norm(ours[:3, 1] - rows * self.along_column) / rows,
         ]
-        if off > _TOLERANCE * min(rows, columns) or max(turned) > _TOLERANCE:
+        if off > _OFF * max(rows, columns, self.distance or 0) or max(turned) > _TURNED:
             raise InputError(
                 f"the grid of the results lies up to {off:.3g} mm off the planes of the series, or "
                 f"turned against them; {_INSTEAD}"
@@ -135,6 +139,18 @@ def pixels_of(origin: Origin, values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values.transpose(2, 1, 0))
 
 
+def placed(origin: Origin, affine: FloatArray) -> Planes:
+    """Planes of a series whose results lie on `affine`; see `read_planes` and `check_affine`.
+
+    B-scans of ophthalmic tomography are taken one by one, and their affine holds sizes only: where
+    they lie is left to their headers.
+    """
+    planes = read_planes(origin)
+    if str(origin.datasets[0].get("SOPClassUID", "")) != OPHTHALMIC_TOMOGRAPHY:
+        planes.check_affine(affine)
+    return planes
+
+
 def read_planes(origin: Origin) -> Planes:
     """Read where the slices of a series lie.
 
@@ -154,7 +170,7 @@ def read_planes(origin: Origin) -> Planes:
         ) from error
     if not origin.datasets[0].get("FrameOfReferenceUID"):
         raise InputError(f"the series has no FrameOfReferenceUID; {_INSTEAD}")
-    if np.ptp(turns, axis=0).max() > 1e-3 or np.ptp(spacings, axis=0).max() > 1e-3:
+    if max(np.ptp(turns, axis=0).max(), np.ptp(spacings, axis=0).max()) > _ALIKE:
         raise InputError(f"the slices differ in orientation or pixel spacing; {_INSTEAD}")
     along_row, along_column = turns[0, :3], turns[0, 3:]
     heights = np.sort(positions @ np.cross(along_row, along_column))

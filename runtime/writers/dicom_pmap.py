@@ -11,7 +11,7 @@ from ..errors import InputError, optional
 from ..files import atomic_file
 from ..provenance import Provenance
 from .dicom_identity import Origin, own_identity, settle
-from .dicom_planes import explained, number_frames, pixels_of, read_planes, stand_ins
+from .dicom_planes import explained, number_frames, pixels_of, placed, stand_ins
 
 
 def write_parametric_map(
@@ -51,8 +51,7 @@ def write_parametric_map(
     if not np.isfinite([low, high]).all():
         raise InputError("the map holds NaN or infinity; expected finite values")
     pixels = pixels_of(origin, values.astype(np.float32, copy=False))
-    planes = read_planes(origin)
-    planes.check_affine(affine)
+    planes = placed(origin, affine)
     low, high = min(low, 0.0), max(high, 0.0)
     width = high - low or 1.0
     with explained():
@@ -74,7 +73,6 @@ def write_parametric_map(
                 highdicom.VOILUTTransformation(
                     window_center=low + width / 2,
                     window_width=width,
-                    window_explanation="whole range",
                     # The ordinary function knows no window narrower than 1.
                     voi_lut_function=highdicom.VOILUTFunctionValues.LINEAR_EXACT,
                 )

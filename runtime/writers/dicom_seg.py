@@ -12,7 +12,7 @@ from ..errors import optional
 from ..files import atomic_file
 from ..provenance import Provenance
 from .dicom_identity import MANUFACTURER, Origin, in_ascii, own_identity, settings_of, settle
-from .dicom_planes import explained, number_frames, pixels_of, read_planes, stand_ins
+from .dicom_planes import explained, number_frames, pixels_of, placed, stand_ins
 
 _RED = (255, 0, 0)
 
@@ -48,8 +48,7 @@ def write_segmentation(
     """
     seg = optional("highdicom.seg", "dicom")
     pixels = pixels_of(origin, mask.astype(np.uint8))
-    planes = read_planes(origin)
-    planes.check_affine(affine)
+    planes = placed(origin, affine)
     with explained():
         result = seg.Segmentation(
             source_images=stand_ins(origin, planes),
