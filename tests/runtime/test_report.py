@@ -7,11 +7,8 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
-import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,31 +16,12 @@ import numpy as np
 import pytest
 from fakes import fake_detector
 from PIL import Image
+from report_runs import NASTY, failure, judged_run, ok, output, overlay, small_run, volume
 
-from berdiff.runtime import report
+from berdiff.runtime import report_figures, report_scans
 from berdiff.runtime.errors import BerdiffError
 from berdiff.runtime.folder_run import run_folder
-from berdiff.runtime.overlays import write_overlay
 from berdiff.runtime.report import write_report
-from berdiff.runtime.results import ScanResult, write_results
-
-NASTY = "a\"b'><img src=x onerror=alert(1)></script><script>document.title='owned'</script>&amp;"
-RECORD = {
-    "software": {"berdiff": "9.8.7", "numpy": "2.0"},
-    "backend": "onnxruntime",
-    "device": "cpu",
-    "bundle": {"name": "head <b>model</b>", "digest": "ab" * 32},
-    "input": "scans & more",
-    "seed": 42,
-    "options": {"batch_size": 8},
-    "settings": {"noise_level": 200, "steps": None},
-    "threshold": {"value": 0.125, "source": "bundle"},
-    "warnings": ["mind the <gap>"],
-    "started": "2024-01-02T03:04:05+00:00",
-    "seconds": 12.5,
-    "timings": {"loop": 9.5},
-    "counts": {"slices": 7, "empty_slices": 1},
-}
 
 
 class Page(HTMLParser):
@@ -75,45 +53,18 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def ok(name: str, score: float, mask: int = 5) -> ScanResult:
-    return ScanResult(name, f"{name}.png", "ok", slices=1, score=score, mask_pixels=mask)
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return small_run(tmp_path / "out")
 
 
-def failure(name: str, reason: str) -> ScanResult:
-    return ScanResult(name, f"{name}.png", "failed", reason)
-
-
-def overlay(folder: Path, name: str, seed: int = 0, size: int = 40) -> None:
-    random = np.random.default_rng(seed)
-    image = random.random((size, size)).astype(np.float32)
-    write_overlay(folder / "overlays" / f"{name}.png", image, image**4, image > 0.99, image)
-
-
-def output(folder: Path, results: list[ScanResult]) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_results(folder, results)
-    (folder / "run.json").write_text(json.dumps(RECORD))
-    return folder
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    return judged_run(tmp_path / "out")
 
 
 def page(folder: Path) -> Page:
     return Page(write_report(folder).read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    folder = output(
-        tmp_path / "out",
-        [
-            ok("low", 0.1, 0),
-            failure("bad", "cannot <i>read</i> it"),
-            ok("high", 0.9),
-            ok("mid", 0.5),
-        ],
-    )
-    for seed, name in enumerate(("low", "high", "mid")):
-        overlay(folder, name, seed)
-    return folder
 
 
 def test_scans_come_highest_score_first_with_their_picture(small: Path) -> None:
@@ -212,7 +163,7 @@ def test_pictures_shrink_to_their_share_of_the_page(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = int(0.8 * sum(_jpeg_sizes(page(small))))
-    monkeypatch.setattr(report, "MAX_PICTURE_BYTES", limit)
+    monkeypatch.setattr(report_scans, "MAX_PICTURE_BYTES", limit)
     sizes = _jpeg_sizes(page(small))
     assert len(sizes) == 3
     assert sum(sizes) <= limit
@@ -222,11 +173,11 @@ def test_pictures_that_cannot_shrink_end_where_the_page_is_full(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = _jpeg_sizes(page(small))
-    monkeypatch.setattr(report, "MAX_PICTURE_BYTES", sizes[0] + sizes[1])
-    monkeypatch.setattr(report, "_SIZES", report._SIZES[:1])
+    monkeypatch.setattr(report_scans, "MAX_PICTURE_BYTES", sizes[0] + sizes[1])
+    monkeypatch.setattr(report_figures, "SIZES", report_figures.SIZES[:1])
     found = page(small)
     assert _jpeg_sizes(found) == sizes[:2]
-    assert [row["data-name"] for row in found.named("tr") if "data-name" in row] == ["low"]
+    assert [row["data-name"] for row in found.named("tr") if "id" in row] == ["low"]
 
 
 def test_a_name_cannot_lead_out_of_the_overlays(tmp_path: Path) -> None:
@@ -276,78 +227,146 @@ def test_report_of_a_real_run(tmp_path: Path) -> None:
     assert "c.png" in found.text
 
 
-# In a browser. `CI` set means: it has to be there.
+# Volumes, components, verdicts.
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    if os.environ.get("CI"):
-        pytest.fail("no Chromium on this machine; install the package chromium")
-    pytest.skip("no Chromium on this machine")
+def flat(found: Page) -> str:
+    return re.sub(r"\s+", " ", found.text)
 
 
-def browse(chromium: str, page: Path, profile: Path, *options: str) -> str:
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--hide-scrollbars", "--virtual-time-budget=2000", f"--user-data-dir={profile}",
-        *options, page.as_uri(),
+def test_a_volume_has_three_planes_and_its_worst_slice(judged: Path) -> None:
+    shown = [str(image["alt"]) for image in page(judged).named("img")]
+    assert shown[:4] == [
+        "head: axial plane", "head: coronal plane", "head: sagittal plane",
+        "head: input, healthy reconstruction, anomaly map, mask",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert shown[4:] == ["fine: input, healthy reconstruction, anomaly map, mask"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1300])
-def test_page_fits_the_window(chromium: str, small: Path, tmp_path: Path, width: int) -> None:
-    folder = output(small, [ok("high", 0.9), ok("n" * 200, 0.5), failure("f" * 200, "r" * 300)])
-    shot = tmp_path / "shot.png"
-    size = f"--window-size={width},2000"
-    browse(chromium, write_report(folder), tmp_path / "p", size, f"--screenshot={shot}")
-    with Image.open(shot) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
-    assert pixels.shape[1] == width
-    # Nothing reaches into the margins, and something is drawn.
-    for margin in (pixels[:, :5], pixels[:, -5:]):
-        assert (margin == margin[0, 0]).all()
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+def test_profile_has_a_bar_for_each_slice_that_is_not_empty(judged: Path) -> None:
+    found = page(judged)
+    (drawing,) = [svg for svg in found.named("svg") if "aria-label" in svg]
+    assert drawing["aria-label"] == (
+        "Score of each of 4 slices; 1 are empty; from 0.2 to 0.8; most anomalous: slice 2, 0.8"
+    )
+    paths = {path.get("class"): str(path["d"]) for path in found.named("path")}
+
+    def bars(drawn: str) -> list[tuple[float, float]]:
+        pattern = r"M([\d.]+) 90v-([\d.]+)h"
+        return [(float(left), float(tall)) for left, tall in re.findall(pattern, drawn)]
+
+    assert bars(paths["bars"]) == [(150, 22.5), (450, 45)]
+    assert bars(paths["worst"]) == [(300, 90)]
 
 
-@pytest.mark.slow
-def test_script_runs_under_the_policy_and_nothing_else_does(chromium: str, tmp_path: Path) -> None:
-    folder = output(tmp_path / "out", [ok(NASTY, 0.5), ok("plain", 0.4)])
-    found = Page(browse(chromium, write_report(folder), tmp_path / "p", "--dump-dom"))
-    (controls,) = [div for div in found.named("div") if div.get("id") == "controls"]
-    assert "hidden" not in controls  # the script showed it
-    assert "anomaly report" in found.text
-    assert "owned" not in found.text.replace(NASTY, "")
+def test_profile_of_many_slices_keeps_the_highest(tmp_path: Path) -> None:
+    scores = dict.fromkeys(range(1500), 0.1)
+    scores[777] = 0.9
+    drawn = "".join(report_figures.profile(scores, 777))
+    assert drawn.count("90v") == 300
+    (worst,) = re.findall(r'class="worst" d="M([\d.]+) 90v-90.0h', drawn)
+    assert float(worst) == 777 // 5 * 2
+    assert len(drawn) < 10_000
 
 
-@pytest.mark.slow
-def test_sorting_and_finding(chromium: str, small: Path, tmp_path: Path) -> None:
-    text = write_report(small).read_text()
-    drive = """<script>
-    const change = (id, value, event) => {
-      document.getElementById(id).value = value;
-      document.getElementById(id).dispatchEvent(new Event(event));
-      return [...document.querySelectorAll("#cards > li:not([hidden])")].map(
-        (item) => item.dataset.name).join();
-    };
-    const seen = [change("sort", "name", "change"), change("sort", "score", "change"),
-      change("sort", "mask", "change"), change("find", " HI", "input")];
-    document.body.setAttribute("data-seen", seen.join(" | "));
-    </script></body>"""
-    driven = tmp_path / "driven.html"
-    driven.write_text(re.sub("<meta http-equiv[^>]*>", "", text).replace("</body>", drive))
-    found = Page(browse(chromium, driven, tmp_path / "p", "--dump-dom"))
-    (body,) = found.named("body")
-    by_name, by_score, by_mask, wanted = str(body["data-seen"]).split(" | ")
-    assert by_name == "high,low,mid"
-    assert by_score == "high,mid,low"
-    assert by_mask.split(",")[-1] == "low"
-    assert wanted == "high"
-    assert "1 of 3 scans" in found.text
+def test_components_are_listed_with_their_place_in_the_world(judged: Path) -> None:
+    text = flat(page(judged))
+    # Slice 1, rows and columns 4 to 7: 90 - 5.5 to the right, 5.5 - 120.5 to the front, 7 + 5 up.
+    assert re.search(r"Components of the mask: 2 No\. ml Centre \(mm\) Peak", text)
+    assert re.search(r" 1 0\.08 84\.5, −115, 12 0\.\d+ ", text)
+    assert re.search(r" 2 0\.03 69\.5, −89\.5, 22 0\.\d+ ", text)
+    assert "components.csv" not in text
+
+
+def test_more_components_than_fit_are_counted(
+    judged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("berdiff.runtime.report_run.MAX_COMPONENTS", 1)
+    text = flat(page(judged))
+    assert "1 more are in components.csv." in text
+    assert "−89.5, 22" not in text
+
+
+def test_verdicts_are_shown_and_doubtful_scans_listed(judged: Path) -> None:
+    found = page(judged)
+    text = flat(found)
+    for fact in (
+        "5 scans", "1 suspect", "2 failed", "1 of them rejected", "Suspect scans (1)",
+        "Suspect: unlike <b>heads</b>", "unlike training 1.5 (suspect above 1)",
+        "late.png none the model answered with NaN",
+        "sheared.png rejected axes <i>meet</i>",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert [item["data-verdict"] for item in found.named("li") if "data-verdict" in item] == [
+        "suspect", "ok", "ok"
+    ]  # fmt: skip
+    assert [a["href"] for a in found.named("a") if str(a["href"]).startswith("#scan-")] == [
+        "#scan-1"
+    ]
+    options = [option["value"] for option in found.named("option")]
+    assert options[:4] == ["", "ok", "suspect", "rejected"]
+
+
+def test_places_named_by_links_exist_once(judged: Path) -> None:
+    found = page(judged)
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {str(a["href"])[1:] for a in found.named("a")}
+    named = {
+        str(attributes[key])
+        for _, attributes in found.tags
+        for key in ("aria-labelledby", "aria-describedby")
+        if key in attributes
+    }
+    assert targets | named <= set(ids)
+
+
+def test_a_folder_of_an_earlier_version_makes_a_report(judged: Path) -> None:
+    kept = ("name", "input", "status", "reason", "score", "mask_pixels")
+    with open(judged / "results.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with open(judged / "results.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, kept, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("slices.csv", "components.csv"):
+        (judged / name).unlink()
+    shutil.rmtree(judged / "volumes")
+    found = page(judged)
+    assert len(found.named("img")) == 2
+    assert not [select for select in found.named("select") if select["id"] == "verdict"]
+    assert "Verdict" not in found.text
+    assert "Suspect" not in found.text
+
+
+def test_hostile_tables_stay_text(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    result = volume(folder, "x", [0.5, 0.4])
+    fields = ("verdict_reason", "format", "notes", "components", "worst_slice", "slices", "ood")
+    nasty = dict.fromkeys(fields, NASTY)
+    nasty |= {"name": NASTY, "verdict": "suspect"}
+    output(folder, [dataclasses.replace(result, **nasty), ok(NASTY + "2", 0.1)])
+    for name in ("slices.csv", "components.csv"):
+        with open(folder / name, newline="") as stream:
+            header = next(csv.reader(stream))
+        with open(folder / name, "w", newline="") as stream:
+            csv.writer(stream).writerows([header, [NASTY] * len(header)])
+    found = page(folder)
+    assert not found.named("img")
+    assert len(found.named("script")) == 1
+    assert not [a for _, a in found.tags for key in a if key.startswith("on")]
+    assert found.text.count(NASTY) >= 10
+    assert len(found.named("details")) == 2
+
+
+def test_endless_text_is_cut(tmp_path: Path) -> None:
+    found = page(output(tmp_path / "out", [failure("a", "z" * 100_000)]))
+    assert len(found.text) < 5000
+
+
+def test_a_table_that_ends_within_a_cell_is_refused(small: Path) -> None:
+    with open(small / "results.csv", "a") as stream:
+        stream.write('cut,"off')
+    with pytest.raises(BerdiffError, match=r"results\.csv is damaged"):
+        write_report(small)
