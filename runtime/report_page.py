@@ -110,6 +110,7 @@ footer { margin-top: 2rem; padding-top: .5rem; border-top: 1px solid var(--line)
   color: var(--quiet); font-size: .9rem; }
 @media (max-width: 34rem) {
   body { padding: .8rem; }
+  th, td { padding: .4rem .5rem; }
   .facts dl div { flex-direction: column; gap: 0; }
   .facts dt { width: auto; }
   .histogram text { font-size: 26px; }

@@ -37,13 +37,13 @@ def suspects(run: Run) -> Iterator[str]:
         return
     yield f'<section data-list><h2 id="suspect">Suspect scans ({len(rows)})</h2>'
     yield "<p>They were processed, but their input is to be doubted, and so are their results.</p>"
-    yield from _table("suspect", ("Rank", "Scan", "Score", "Reason"), "suspects")
+    yield from _table("suspect", ("Scan", "Reason", "Score"), "suspects")
     for rank, row in rows[:MAX_ROWS]:
-        name = text(row["name"])
+        name, reason = text(row["name"]), text(row.get("verdict_reason", ""))
         yield (
-            f'<tr data-name="{name}" data-verdict="suspect"><td>{rank}</td>'
-            f'<td class="text"><a href="#scan-{rank}">{name}</a></td><td>{shown(row["score"])}</td>'
-            f'<td class="text">{text(row.get("verdict_reason", ""))}</td></tr>'
+            f'<tr data-name="{name}" data-verdict="suspect">'
+            f'<td class="text"><a href="#scan-{rank}">{name}</a></td>'
+            f'<td class="text">{reason}</td><td>{shown(row["score"])}</td></tr>'
         )
     yield from _end(len(rows))
 
@@ -54,14 +54,14 @@ def failures(run: Run) -> Iterator[str]:
         return
     judged = any(row.get("verdict") for row in run.failed)
     yield f'<section data-list><h2 id="failed">Failed scans ({len(run.failed)})</h2>'
-    columns = ("Scan", "Verdict", "Reason") if judged else ("Scan", "Reason")
+    columns = ("Scan", "Reason", "Verdict") if judged else ("Scan", "Reason")
     yield from _table("failed", columns, "failures")
     for row in run.failed[:MAX_ROWS]:
         verdict = f"<td>{_badge(row) or 'none'}</td>" if judged else ""
         yield (
             f'<tr data-name="{text(row["input"])}" data-verdict="{text(_verdict(row))}">'
-            f'<td class="text">{text(row["input"])}</td>{verdict}'
-            f'<td class="text">{text(row["reason"])}</td></tr>'
+            f'<td class="text">{text(row["input"])}</td>'
+            f'<td class="text">{text(row["reason"])}</td>{verdict}</tr>'
         )
     yield from _end(len(run.failed))
 

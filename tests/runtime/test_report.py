@@ -12,6 +12,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from fakes import fake_detector
@@ -293,8 +294,8 @@ def test_verdicts_are_shown_and_doubtful_scans_listed(judged: Path) -> None:
     for fact in (
         "5 scans", "1 suspect", "2 failed", "1 of them rejected", "Suspect scans (1)",
         "Suspect: unlike <b>heads</b>", "unlike training 1.5 (suspect above 1)",
-        "late.png none the model answered with NaN",
-        "sheared.png rejected axes <i>meet</i>",
+        "late.png the model answered with NaN none",
+        "sheared.png axes <i>meet</i> rejected",
     ):  # fmt: skip
         assert fact in text, fact
     assert [item["data-verdict"] for item in found.named("li") if "data-verdict" in item] == [
@@ -370,3 +371,20 @@ def test_a_table_that_ends_within_a_cell_is_refused(small: Path) -> None:
         stream.write('cut,"off')
     with pytest.raises(BerdiffError, match=r"results\.csv is damaged"):
         write_report(small)
+
+
+def test_report_of_a_real_run_over_a_volume(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    data = np.random.default_rng(0).random((40, 32, 5)).astype(np.float32)
+    data[:, :, 4] = 0  # an empty slice
+    image = nibabel.Nifti1Image(data, np.diag([-1.0, 1.0, 4.0, 1.0]))
+    nibabel.save(image, tmp_path / "scans" / "v.nii.gz")
+    summary = run_folder(fake_detector(), tmp_path / "scans", tmp_path / "out")
+    found = page(tmp_path / "out")
+    assert [image["alt"] for image in found.named("img")][:3] == [
+        "v: axial plane", "v: coronal plane", "v: sagittal plane"
+    ]  # fmt: skip
+    (drawing,) = [svg for svg in found.named("svg") if "aria-label" in svg]
+    worst = f"most anomalous: slice {summary.ok[0].worst_slice}, {summary.ok[0].score:.4g}"
+    assert str(drawing["aria-label"]).startswith("Score of each of 5 slices; 1 are empty")
+    assert str(drawing["aria-label"]).endswith(worst)
