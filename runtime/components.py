@@ -55,12 +55,24 @@ class Component:
     mean: float
 
 
+class Components(tuple[Component, ...]):
+    """Components of a scan, largest first.
+
+    Attributes
+    ----------
+    left_out : int
+        Smaller ones there are beside them.
+    """
+
+    left_out: int = 0
+
+
 def find_components(
     mask: BoolArray,
     anomaly: FloatArray,
     affine: NDArray[np.float64] | None,
     voxel_mm3: float | None,
-) -> tuple[Component, ...]:
+) -> Components:
     """Find the connected parts of a mask, largest first, at most `MAX_COMPONENTS`.
 
     Parameters
@@ -76,16 +88,21 @@ def find_components(
 
     Returns
     -------
-    tuple of Component
-        Parts of equal size by their highest value, then by where it lies.
+    Components
+        A tuple of Component: parts of equal size by their highest value, then by where it lies.
     """
     if not mask.any():
-        return ()
+        return Components()
     ndimage = optional("scipy.ndimage", "images")
+    # Only the box around the mask is searched: most of a volume lies outside.
+    filled = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    box = tuple(slice(int(found[0]), int(found[-1]) + 1) for found in filled)
+    mask = np.ascontiguousarray(mask[box])
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3), bool))
-    places = np.argwhere(mask)  # in C order, as the label and the values below
+    # In C order, as the label and the values below.
+    places = np.argwhere(mask) + [edge.start for edge in box]
     label = labels[mask]
-    values = anomaly[mask].astype(np.float64)
+    values = anomaly[box][mask].astype(np.float64)
     sizes = np.bincount(label, minlength=count + 1)
     sums = [np.bincount(label, weights=axis, minlength=count + 1) for axis in places.T]
     totals = np.bincount(label, weights=values, minlength=count + 1)
@@ -112,7 +129,9 @@ def find_components(
                 mean=float(totals[n] / size),
             )
         )
-    return tuple(found)
+    kept = Components(found)
+    kept.left_out = count - len(found)
+    return kept
 
 
 def _world(affine: NDArray[np.float64] | None, index: object) -> Place | None:

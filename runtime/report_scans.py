@@ -166,7 +166,7 @@ def _details(row: Row) -> Iterator[tuple[str, str]]:
 
 def _how_many(row: Row) -> str:
     count = row.get("components", "")
-    return f"the {count} largest" if number(count) >= MOST_FOUND else count
+    return f"{count} or more" if number(count) == MOST_FOUND else count
 
 
 def _components(rows: Sequence[Row], row: Row, rank: int) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _components(rows: Sequence[Row], row: Row, rank: int) -> Iterator[str]:
             f"<td>{_place(part.get(f'peak_{unit}'))}</td></tr>"
         )
     yield "</tbody></table></div>"
-    more = number(row.get("components")) - len(rows)
+    more = min(number(row.get("components")), MOST_FOUND) - len(rows)
     rest = f" {more:.0f} more are in components.csv." if 0 < more < math.inf else ""
     meaning = (
         "Millimetres of the scan's world, to the patient's right, front and head."

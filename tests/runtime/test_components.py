@@ -85,6 +85,8 @@ def test_nothing_and_too_much(monkeypatch: pytest.MonkeyPatch):
         mask[start : start + length] = True
     found = find_components(mask, mask.astype(np.float32), None, None)
     assert [item.voxels for item in found] == [4, 3, 2]
+    assert found.left_out == 1
+    assert find_components(mask[:11], mask[:11].astype(np.float32), None, None).left_out == 0
 
 
 def test_it_survives_json():
