@@ -67,7 +67,7 @@ table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nu
 th, td { padding: .4rem .8rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; }
-td.text { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
+td.text { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 tbody tr:last-child td { border-bottom: 0; }
 #controls { display: flex; flex-wrap: wrap; align-items: center; gap: .75rem 1.25rem;
   margin: 1.25rem 0 0; }

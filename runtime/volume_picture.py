@@ -192,7 +192,9 @@ def _patient(
     steps = tuple(slice(None, None, -1 if back else None) for back in backwards)
     planes = image[focus[0]], image[:, focus[1]], image[:, :, focus[2]]
     return _Volume(
-        *(values.transpose(source)[steps] for values in (image, anomaly, mask)),
+        image=image.transpose(source)[steps],
+        anomaly=anomaly.transpose(source)[steps],
+        mask=mask.transpose(source)[steps],
         size_mm=tuple(float(spacing_mm[n]) for n in source),
         focus=tuple(
             image.shape[n] - 1 - focus[n] if back else focus[n]
@@ -264,8 +266,8 @@ def _cross(drawn: ByteArray, row: int, column: int) -> None:
 
 def _edges(volume: _Volume, up: int, across: int) -> tuple[str, str, str, str]:
     """Letters of the top, bottom, left and right edge."""
-    left, right = _AXES[across][:: -1 if _mirrored(volume, across) else 1]
-    return _AXES[up][1], _AXES[up][0], left, right
+    axis = _AXES[across][::-1] if _mirrored(volume, across) else _AXES[across]
+    return _AXES[up][1], _AXES[up][0], axis[0], axis[1]
 
 
 def _font(size: int) -> Any:
@@ -365,9 +367,9 @@ def _profile(
         draw.rectangle((first, bottom + 1, last, bottom + 2), fill=_TRACK)
     x = round(left + (worst + 0.5) * step)
     draw.polygon(((x, bottom + 4), (x - 6, bottom + 13), (x + 6, bottom + 13)), fill=_WORST)
-    first, last = _ends(towards, ends)
-    draw.text((left, PROFILE - 4), first, fill=_QUIET, font=font, anchor="lb")
-    draw.text((right, PROFILE - 4), last, fill=_QUIET, font=font, anchor="rb")
+    start, end = _ends(towards, ends)
+    draw.text((left, PROFILE - 4), start, fill=_QUIET, font=font, anchor="lb")
+    draw.text((right, PROFILE - 4), end, fill=_QUIET, font=font, anchor="rb")
     if scores[worst] is not None:
         number = _number(worst, len(scores), ends)
         label = f"most anomalous{number}: {scores[worst]:.4g}"
