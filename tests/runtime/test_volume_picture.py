@@ -83,6 +83,7 @@ def test_there_are_48_orientations() -> None:
     assert len(set(ORIENTATIONS)) == 48
 
 
+@pytest.mark.slow
 def test_every_orientation_gives_the_same_planes(tmp_path: Path) -> None:
     by_side = {"R": draw(tmp_path / "r.png", "PRS"), "L": draw(tmp_path / "l.png", "PLS")}
     for orientation in ORIENTATIONS:
