@@ -16,6 +16,7 @@ from berdiff.runtime.bundle import Bundle
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.philox import PhiloxNoise
 from berdiff.runtime.sampler import FloatArray, Sampler
+from berdiff.runtime.scans import file_source
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_images_are_spread_over_the_scans(tiny_bundle: Bundle, tiny_scans: Path)
     scans = sorted(tiny_scans.iterdir())
     assert len(scans) == 12
     for image, path in zip(images, scans[::4], strict=True):
-        np.testing.assert_array_equal(image, read_job(path, "", pre).images[0])
+        np.testing.assert_array_equal(image, read_job(file_source(path), pre).images[0])
     assert len(calibration_images(tiny_scans, pre, 100)) == 12
 
 
@@ -109,7 +110,7 @@ def test_slices_are_spread_over_a_volume(tiny_bundle: Bundle, tmp_path: Path) ->
     values = np.random.default_rng(0).random((32, 32, 10), np.float32)
     path = tmp_path / "head.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
-    slices = read_job(path, "head", pre).images
+    slices = read_job(file_source(path), pre).images
     images = calibration_images(tmp_path, pre, 5)
     np.testing.assert_array_equal(images, slices[::2])
 

@@ -141,10 +141,9 @@ def test_an_unreadable_input_fails_alone(scans: Path, tmp_path: Path):
 
 
 def test_inputs_that_vanish_or_change_while_it_runs(scans: Path, tmp_path: Path):
-    def meddle(done: int, *_: int) -> None:
-        if done == 1:
-            (scans / "10.png").unlink(missing_ok=True)
-            (scans / "11.png").write_bytes(b"no picture any more")
+    def meddle(*_: int) -> None:  # first called after one batch; two scans are read ahead
+        (scans / "10.png").unlink(missing_ok=True)
+        (scans / "11.png").write_bytes(b"no picture any more")
 
     options = RunOptions(batch_size=1)
     summary = run_folder(fake_detector(delay=0.002), scans, tmp_path / "out", options, meddle)
