@@ -13,13 +13,13 @@ from .preprocessing import foreground
 FloatArray = NDArray[np.float64]
 
 SHAPE_FEATURES = ("coverage", "row centre", "column centre", "height", "width", "row skew")
+# No measure of the brightest pixels: a lesion would stand out by them.
 CHANNEL_FEATURES = (
     "mean",
-    "spread",
     "5 % level",
+    "25 % level",
     "median",
-    "95 % level",
-    "saturated",
+    "75 % level",
     "sharpness",
     "fineness",
     "row balance",
@@ -35,12 +35,12 @@ def feature_names(modalities: tuple[str, ...]) -> tuple[str, ...]:
     its area; ``row centre`` and ``column centre``, its mean position; ``height`` and ``width``, its
     standard deviation along rows and columns; ``row skew``, its skewness from top to bottom.
 
-    Of each channel inside the foreground: ``mean``, ``spread`` (standard deviation), ``5 % level``,
-    ``median``, ``95 % level`` of its intensity; ``saturated``, the part at 1; ``sharpness``, mean
-    absolute difference of neighbours; ``fineness``, that over the difference of pixels two apart;
-    ``row balance``, how far its intensity lies below the foreground's centre, in heights;
-    ``concentration``, the mean squared distance of its intensity from that centre over that of the
-    foreground: below 1 where the middle is brighter.
+    Of each channel inside the foreground: ``mean``, ``5 % level``, ``25 % level``, ``median``,
+    ``75 % level`` of its intensity; ``sharpness``, mean absolute difference of neighbours;
+    ``fineness``, that over the difference of pixels two apart; ``row balance``, how far its
+    intensity lies below the foreground's centre, in heights; ``concentration``, the mean squared
+    distance of its intensity from that centre over that of the foreground: below 1 where the
+    middle is brighter.
     """
     return SHAPE_FEATURES + tuple(
         f"{name} {feature}" for name in modalities for feature in CHANNEL_FEATURES
@@ -58,7 +58,7 @@ def describe(images: NDArray[Any]) -> FloatArray:
     Returns
     -------
     ndarray of float64, shape (N, F)
-        F = 6 + 10 C. Zeros for an image that shows nothing.
+        F = 6 + 9 C. Zeros for an image that shows nothing.
     """
     count, channels = images.shape[:2]
     rows = np.zeros((count, len(SHAPE_FEATURES) + channels * len(CHANNEL_FEATURES)))
@@ -131,9 +131,7 @@ def _channel(plane: NDArray[Any], inside: NDArray[np.bool_], place: _Place) -> l
     across = _offsets(plane.sum(axis=0, dtype=np.float64), left)
     return [
         float(values.mean(dtype=np.float64)),
-        float(values.std(dtype=np.float64)),
-        *_quantiles(values, (0.05, 0.5, 0.95)),
-        np.count_nonzero(values >= 1) / values.size,
+        *_quantiles(values, (0.05, 0.25, 0.5, 0.75)),
         near,
         near / far if far > 0 else 0.0,
         down[0] / max(height, 1 / len(plane)),

@@ -34,7 +34,7 @@ SHRINKAGE = 0.1
 MIN_SCALE = 0.003
 FOLDS = 5
 LIMIT_QUANTILE = 0.995
-LIMIT_MARGIN = 1.2
+LIMIT_MARGIN = 1.1
 MAX_NUMBER = 1e6
 _NAMED = 3
 _NO_STATISTICS = (
@@ -135,7 +135,7 @@ def fit(described: FloatArray, modalities: tuple[str, ...]) -> InputStatistics |
 
     The limit is the distance of the 99.5 % quantile of the images, each measured by statistics
     of the others (five folds of images that follow each other, so that slices of one scan rarely
-    stand on both sides), times 1.2.
+    stand on both sides), times 1.1.
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ def test_denoisers_that_cannot_be_built_are_refused(change: Any, message: str) -
 
 
 def test_statistics_of_other_channels_are_refused() -> None:
-    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 16))
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 15))
     with pytest.raises(ValueError, match="input_statistics are of coverage"):
         dataclasses.replace(BRATS, input_statistics=fit(rows, ("flair",)))
 

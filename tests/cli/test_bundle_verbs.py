@@ -178,7 +178,7 @@ def test_info_of_a_bundle(tiny_bundle: Bundle, capsys: Capture) -> None:
 def test_info_shows_what_healthy_input_looks_like(
     tiny_bundle: Bundle, tmp_path: Path, capsys: Capture
 ) -> None:
-    found = fit(np.random.default_rng(0).normal(0.5, 0.1, (30, 16)), ("flair",))
+    found = fit(np.random.default_rng(0).normal(0.5, 0.1, (30, 15)), ("flair",))
     assert found is not None
     manifest = dataclasses.replace(tiny_bundle.manifest, input_statistics=found)
     folder = Path(shutil.copytree(tiny_bundle.path, tmp_path / "bundle"))

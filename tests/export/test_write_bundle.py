@@ -84,7 +84,7 @@ def test_what_healthy_input_looks_like_comes_along(
     graphs_from: Callable[[Path], None],
 ) -> None:
     assert tiny_bundle.manifest.input_statistics is None
-    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 16))
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 15))
     found = fit(rows, ("flair",))
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     config = dataclasses.replace(load_config(folder), input_statistics=found)

@@ -205,7 +205,7 @@ def test_a_threshold_is_written_and_read_back(folder: Path) -> None:
 
 def test_statistics_are_kept_until_there_are_others(folder: Path) -> None:
     threshold = Threshold(0.25, "30 healthy images", "squared", 50, 5, 0.5)
-    rows = np.random.default_rng(0).normal(0.5, 0.1, (2, 30, 16))
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (2, 30, 15))
     first, second = (fit(part, ("flair",)) for part in rows)
     assert first != second
     bundle = Bundle.open(folder)
@@ -216,7 +216,7 @@ def test_statistics_are_kept_until_there_are_others(folder: Path) -> None:
 
 
 def test_statistics_of_other_images_are_refused(folder: Path) -> None:
-    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 16))
+    rows = np.random.default_rng(0).normal(0.5, 0.1, (30, 15))
     found = fit(rows, ("t1",))
     assert found is not None
     edit(folder, lambda content: content.update(input_statistics=dataclasses.asdict(found)))
