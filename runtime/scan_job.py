@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .anomaly import otsu, segment
-from .components import Component, find_components
+from .components import Components, find_components
 from .detector import Detection
 from .errors import InputError
 from .intake import InputStatistics, Intake, judge, scored
@@ -169,7 +169,7 @@ class ScanJob:
             ]
         )
 
-    def components(self, mask: NDArray[np.bool_]) -> tuple[Component, ...]:
+    def components(self, mask: NDArray[np.bool_]) -> Components:
         """Connected parts of the mask, largest first, on the file's own axes."""
         grid = self.scan.grid
         affine = grid.affine if self.scan.kind == "volume" else None
@@ -181,7 +181,7 @@ class ScanJob:
         self,
         mask: NDArray[np.bool_],
         threshold: tuple[float, ThresholdSource],
-        components: tuple[Component, ...],
+        components: Components,
     ) -> ScanResult:
         """Sum the scan up."""
         grid, voxels = self.scan.grid, int(np.count_nonzero(mask))
@@ -204,7 +204,7 @@ class ScanJob:
             threshold_source=threshold[1],
             mask_pixels=voxels,
             volume_ml=None if mm3 is None else round(voxels * mm3 / 1000, 6),
-            components=len(components),
+            components=len(components) + components.left_out,
             largest_ml=components[0].volume_ml if components else None,
             full_scale=full_scale(self.anomaly) if self.scan.kind == "picture" else 1.0,
             seconds=round(self.seconds, 3),
@@ -281,6 +281,7 @@ class ScanJob:
             scores=self.scores,
             scale=2 * threshold,
             orientation=self.preprocessing.orientation,
+            ends=(self.scan.grid.file_index(0), self.scan.grid.file_index(len(self.scores) - 1)),
         )
 
 

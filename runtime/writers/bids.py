@@ -3,204 +3,217 @@
 Of a scan that came from a BIDS dataset, results keep its entities; of any other, the subject is
 named after the scan. The anomaly map and the reconstruction take the suffix of their contrast with
 ``desc-anomaly`` and ``desc-healthy``; the mask is ``desc-anomaly_mask``, the flip map, a
-probability, ``desc-flips_probseg``.
+probability, ``desc-flips_probseg``. Where the input has a ``desc`` of its own, it stays in front:
+``desc-preprocAnomaly``.
+
+Results lie in ``bids/``; those of a dataset that lies below the input, in a folder of its name in
+there, so that subjects of two datasets stay apart.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import os
-import re
 import threading
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..files import write_atomic
 from ..provenance import NOTICE, Provenance
-from ..scans import ScanSource
-from ..scans.modalities import canonical_modality
+from ..scans import Grid, ScanSource
+from .bids_names import FOLDER, SUFFIXES, Entities, Names, contrast_of, contrasts_of
 from .nifti import PARTS, write_nifti
 
 if TYPE_CHECKING:
     from ..scan_job import ScanJob
 
-FOLDER = "bids"
 BIDS_VERSION = "1.10.0"
 
-Entities = dict[str, str]
-
-# Order of the entities in a file name, as the specification has it.
-_ORDER = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "desc")
-_SUFFIXES = {"t1": "T1w", "t1ce": "T1w", "t2": "T2w", "flair": "FLAIR"}
-_AGENT = "gadolinium"
+_DESCRIPTION = "dataset_description.json"
+_IGNORED = ".bidsignore"
 _LINK = "raw"
+_LINKS = ("DatasetLinks", "SourceDatasets")
 _describing = threading.Lock()
 
 
 def files(source: ScanSource) -> list[str]:
     """Every path that a scan's results may have; sidecars lie beside each."""
-    base = _entities(source)
-    names = [
-        _path(_with(base, desc="anomaly"), "mask"),
-        _path(_with(base, desc="flips"), "probseg"),
+    names = Names.of(source)
+    # Outside BIDS, BraTS and nnU-Net, a source does not know what the model takes it for.
+    known = [c for c in map(contrast_of, source.modalities) if c in SUFFIXES]
+    images = [
+        names.path(names.shared, "anomaly", "mask"),
+        names.path(names.shared, "flips", "probseg"),
     ]
-    for contrast in _SUFFIXES:
-        own = _of_contrast(base, contrast)
-        names += [_path(_with(own, desc=d), _SUFFIXES[contrast]) for d in ("anomaly", "healthy")]
-    return [end for name in names for end in (name, _sidecar_of(name))]
+    for channel, contrast in enumerate(known or SUFFIXES):
+        images += [names.anomaly(contrast)[0], names.healthy(channel, contrast)[0]]
+    return [end for image in dict.fromkeys(images) for end in (image, _sidecar_of(image))]
 
 
 def write(folder: Path, job: ScanJob, mask: NDArray[np.bool_], made_by: Provenance) -> list[str]:
-    """Write the maps of a scan on its own grid, and describe the dataset where nobody has yet.
+    """Write the maps of a scan on its own grid, and describe the dataset.
+
+    Every image has three axes, as the standard wants it: axes of length 1 that the input has
+    after them are left out, and an image of two axes gets a third.
 
     Returns
     -------
     list of str
-        What was written for the scan, below `folder`.
+        What was written for the scan, below `folder`; the description of the dataset belongs to
+        no scan.
 
     Raises
     ------
     InputError
-        If BIDS has no suffix for the model's contrasts.
+        If BIDS has no suffix for the model's contrasts, or they cannot be told apart.
     """
     source, grid = job.scan.source, job.scan.grid
-    contrasts = [_contrast(name) for name in job.preprocessing.modalities]
-    base = _entities(source)
-    main = _of_contrast(base, contrasts[0]), _SUFFIXES[contrasts[0]]
-    maps: list[tuple[Entities, str, str, NDArray[Any]]] = [
-        (_with(main[0], desc="anomaly"), main[1], "anomaly", job.anomaly),
-        (_with(base, desc="flips"), "probseg", "flips", job.flips),
-        (_with(base, desc="anomaly"), "mask", "mask", mask.astype(np.uint8)),
-    ]
-    for channel, contrast in enumerate(contrasts):
-        entities = _with(_of_contrast(base, contrast), desc="healthy")
-        values = job.reconstruction[:, channel]
-        maps.append((entities, _SUFFIXES[contrast], "reconstruction", values))
-    written = []
-    for entities, suffix, part, values in maps:
-        name = _path(entities, suffix)
-        kind = np.uint8 if part == "mask" else np.float32
-        stored = grid.arrange(values[:, None]).astype(kind)
-        write_nifti(folder / name, stored, grid, f"berdiff {part}")
-        write_atomic(folder / _sidecar_of(name), _sidecar(source, part, suffix, made_by))
-        written += [name, _sidecar_of(name)]
-    _describe(folder / FOLDER, source, made_by)
+    contrasts = contrasts_of(job.preprocessing.modalities)
+    names, written = Names.of(source), []
+    for (image, entities), part, values in _maps(names, contrasts, job, mask):
+        write_nifti(folder / image, _three_axes(grid, values), grid, f"berdiff {part}")
+        record = _sidecar(source, part, entities, made_by)
+        write_atomic(folder / _sidecar_of(image), _as_json(record))
+        written += [image, _sidecar_of(image)]
+    _describe(folder, names, source, made_by)
     return written
 
 
-def _contrast(modality: str) -> str:
-    contrast = canonical_modality(modality)
-    if contrast not in _SUFFIXES:
-        raise InputError(
-            f"BIDS has no suffix for images of '{modality}'; known: {', '.join(_SUFFIXES)}. Leave "
-            "bids out of the output types"
-        )
-    return contrast
+def _maps(
+    names: Names, contrasts: list[str], job: ScanJob, mask: NDArray[np.bool_]
+) -> Iterator[tuple[tuple[str, Entities], str, NDArray[Any]]]:
+    """Path with entities, part and values ``[S, H0, W0]`` of each image."""
+    shared = names.shared
+    yield names.anomaly(contrasts[0]), "anomaly", job.anomaly
+    # Interpolation may exceed a probability by its rounding.
+    flips = np.clip(job.flips, 0, 1)
+    yield (names.path(shared, "flips", "probseg"), shared), "flips", flips
+    yield (names.path(shared, "anomaly", "mask"), shared), "mask", mask.astype(np.uint8)
+    for channel, contrast in enumerate(contrasts):
+        yield names.healthy(channel, contrast), "reconstruction", job.reconstruction[:, channel]
 
 
-def _entities(source: ScanSource) -> Entities:
-    """Entities of a scan's results, without suffix, description and contrast agent."""
-    if source.entities:
-        own = {name: value for name, value in source.entities if name in _ORDER}
-        if len(source.files) > 1:
-            own.pop("ce", None)
-        own.pop("desc", None)
-        return own
-    return {"sub": _label(source)}
-
-
-def _label(source: ScanSource) -> str:
-    """Name a subject after a scan: letters and digits only; a hash tells apart what that joins."""
-    plain = re.sub(r"[^A-Za-z0-9]", "", source.name)[:40]
-    if plain == source.name:
-        return plain
-    return plain + hashlib.sha256(source.key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-
-
-def _of_contrast(base: Entities, contrast: str) -> Entities:
-    if contrast == "t1ce" and "ce" not in base:
-        return _with(base, ce=_AGENT)
-    return base
-
-
-def _with(base: Entities, **entities: str) -> Entities:
-    return {**base, **entities}
-
-
-def _path(entities: Entities, suffix: str) -> str:
-    folders = [f"{name}-{entities[name]}" for name in ("sub", "ses") if name in entities]
-    parts = [f"{name}-{entities[name]}" for name in _ORDER if name in entities]
-    return "/".join([FOLDER, *folders, "anat", "_".join([*parts, suffix]) + ".nii.gz"])
+def _three_axes(grid: Grid, values: NDArray[Any]) -> NDArray[Any]:
+    stored = grid.arrange(values[:, None])
+    image: NDArray[Any] = stored.reshape((*stored.shape, 1, 1)[:3])
+    return image
 
 
 def _sidecar_of(name: str) -> str:
     return name.removesuffix(".nii.gz") + ".json"
 
 
-def _sidecar(source: ScanSource, part: str, suffix: str, made_by: Provenance) -> bytes:
-    record: dict[str, Any] = {"Description": f"{PARTS[part]}. {NOTICE}"}
-    if suffix not in ("mask", "probseg"):
-        # Asked for by the standard. Nothing is stripped here; what the input was is not known.
-        record["SkullStripped"] = False
-    if suffix == "mask":
-        record["Type"] = "Lesion"
-    if source.entities:
-        record["Sources"] = [f"bids:{_LINK}:{_below_dataset(source, i)}" for i in _files(source)]
-    record["GeneratedBy"] = dataclasses.asdict(made_by)
+def _as_json(record: dict[str, Any]) -> bytes:
     return (json.dumps(record, indent=2) + "\n").encode("ascii")
 
 
-def _files(source: ScanSource) -> range:
-    return range(len(source.files))
+def _sidecar(
+    source: ScanSource, part: str, entities: Entities, made_by: Provenance
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"Description": f"{PARTS[part]}. {NOTICE}"}
+    if part in ("anomaly", "reconstruction"):
+        # The standard asks for an answer. This one is true of what was done here; whether the
+        # input was stripped before, and whether the model expects it, nobody has said.
+        record["SkullStripped"] = False
+        record["Description"] += (
+            ". SkullStripped: nothing was stripped here; what the input was is not known"
+        )
+        record["Units"] = "arbitrary"
+    if part == "mask":
+        record["Type"] = "Lesion"
+    if source.entities:
+        paths = (Names.below_dataset(source, index) for index in range(len(source.files)))
+        record["Sources"] = [f"bids:{_LINK}:{path}" for path in paths]
+        record["SpatialReference"] = record["Sources"][0]
+    else:
+        record["Input"] = source.key  # "Sources" would have to lie in a BIDS dataset
+        record["SpatialReference"] = "orig"
+    if "res" in entities:
+        record["Resolution"] = f"That of the input, which calls it res-{entities['res']}"
+    record["GeneratedBy"] = [_generated_by(made_by)]
+    return record
 
 
-def _below_dataset(source: ScanSource, index: int) -> str:
-    """Path of a file of a BIDS dataset, from its subject's folder on."""
-    parts = source.files[index].path.parts
-    subject = f"sub-{dict(source.entities)['sub']}"
-    start = len(parts) - 1 - parts[::-1].index(subject) if subject in parts else len(parts) - 1
-    return PurePosixPath(*parts[start:]).as_posix()
+def _generated_by(made_by: Provenance) -> dict[str, Any]:
+    described = dict(vars(made_by))
+    return {"Name": "berdiff", "Version": described.pop("software"), **described}
 
 
-def _describe(folder: Path, source: ScanSource, made_by: Provenance) -> None:
-    """Write what the dataset says of itself, once."""
+def _describe(folder: Path, names: Names, source: ScanSource, made_by: Provenance) -> None:
+    """Let the dataset say what it is, unless it does already; several threads finish scans."""
+    own = folder / names.folder
+    record: dict[str, Any] = {
+        "Name": f"Anomaly maps by {made_by.model}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {
+                "Name": "berdiff",
+                "Version": made_by.software,
+                "Description": f"Masked Bernoulli diffusion. {NOTICE}",
+            }
+        ],
+    }
     with _describing:
-        if (folder / "dataset_description.json").exists():
-            return
-        record: dict[str, Any] = {
-            "Name": f"Anomaly maps by {made_by.model}",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": [
-                {
-                    "Name": "berdiff",
-                    "Version": made_by.software,
-                    "Description": f"Masked Bernoulli diffusion. {NOTICE}",
-                }
-            ],
-        }
         if source.entities:
-            below = _below_dataset(source, 0)
-            dataset = source.files[0].path.parents[len(PurePosixPath(below).parts) - 1]
-            link = Path(os.path.relpath(dataset, folder)).as_posix()
-            record["DatasetLinks"] = {_LINK: link}
-            record["SourceDatasets"] = [{"URL": link}]
-        write_atomic(folder / "README", _README.encode())
-        text = json.dumps(record, indent=2) + "\n"
-        write_atomic(folder / "dataset_description.json", text.encode("ascii"))
+            link = _link(Names.dataset(source), own)
+            record |= {"DatasetLinks": {_LINK: link}, "SourceDatasets": [{"URL": link}]}
+        else:
+            # Scans of a dataset may lie beside: what their sidecars refer to has to stay.
+            there = _described(own / _DESCRIPTION)
+            record |= {name: there[name] for name in _LINKS if name in there}
+        _keep(own / "README", _README.encode("ascii"))
+        _keep(own / _DESCRIPTION, _as_json(record))
+        if names.folder != FOLDER:
+            _set_apart(folder / FOLDER, names.folder.split("/")[1])
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file, unless that is what it holds."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _link(dataset: Path, folder: Path) -> str:
+    """Where a dataset lies, seen from a folder, as a URI."""
+    there, here = os.path.realpath(dataset), os.path.realpath(folder)
+    try:
+        return quote(Path(os.path.relpath(there, here)).as_posix())
+    except ValueError:  # another drive
+        return Path(there).as_uri()
+
+
+def _set_apart(folder: Path, dataset: str) -> None:
+    """Say that a folder beside the subjects is a dataset of its own."""
+    special = r"\*?[]!# "
+    line = "/" + "".join(f"\\{mark}" if mark in special else mark for mark in dataset)
+    path = folder / _IGNORED
+    lines = {line.encode("utf-8", "surrogateescape")}
+    if path.is_file():
+        lines |= set(path.read_bytes().splitlines())
+    _keep(path, b"\n".join(sorted(lines)) + b"\n")
 
 
 _README = f"""Anomaly maps made by berdiff: masked Bernoulli diffusion on images of one study.
 {NOTICE}.
 
-desc-anomaly    anomaly map, at least 0; larger is more anomalous
-desc-healthy    the healthy counterpart the model saw, intensities normalised to [0, 1]
-desc-flips      probability that the healthy code differs
+desc-anomaly         anomaly map, at least 0; larger is more anomalous
+desc-healthy         the healthy counterpart the model saw, intensities normalised to [0, 1]
+desc-flips           probability that the healthy code differs
 desc-anomaly_mask    anomaly map above the threshold that its sidecar names
+
+Where the image it was made of has a desc of its own, that stands first: desc-preprocAnomaly.
 """

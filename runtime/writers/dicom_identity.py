@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import optional
+from ..errors import InputError, optional
 from ..provenance import NOTICE, Provenance
 
 if TYPE_CHECKING:
@@ -47,12 +47,7 @@ _PATIENT = (
     "PatientIdentityRemoved",
     "DeidentificationMethod",
     "DeidentificationMethodCodeSequence",
-    "PatientSpeciesDescription",
-    "PatientSpeciesCodeSequence",
     "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "PatientSexNeutered",
     "ClinicalTrialSponsorName",
     "ClinicalTrialProtocolID",
     "ClinicalTrialProtocolName",
@@ -123,7 +118,7 @@ def own_identity(
     ----------
     origin : Origin
         The source.
-    pixels : ndarray
+    pixels : ndarray, shape (K, rows, columns)
         What the object holds.
     made_by : Provenance
         What made it.
@@ -134,10 +129,12 @@ def own_identity(
     first = origin.datasets[0]
     run = json.dumps(dataclasses.asdict(made_by), sort_keys=True)
     series = derived_uid(kind, str(first.SeriesInstanceUID), run)
-    content = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+    content = hashlib.sha256(str(pixels.shape).encode())
+    for frame in pixels:
+        content.update(np.ascontiguousarray(frame))
     return {
         "series_instance_uid": series,
-        "sop_instance_uid": derived_uid(series, content, highdicom.__version__),
+        "sop_instance_uid": derived_uid(series, content.hexdigest(), highdicom.__version__),
         "series_number": _FIRST_NUMBER[kind] + _number(first) % _NUMBERS,
         "instance_number": 1,
         "manufacturer": MANUFACTURER,
@@ -160,11 +157,14 @@ def settle(result: Dataset, origin: Origin) -> None:
         Made for stand-ins of the source; see `dicom_planes`. Changed in place.
     origin : Origin
         The source.
+
+    Raises
+    ------
+    InputError
+        If the source's patient or study cannot be decoded or encoded.
     """
     first = origin.datasets[0]
-    for keyword in (*_PATIENT, *_STUDY):
-        if keyword in first:
-            result.add(first[keyword])
+    result.update(_identity_of(first))
     _name_body_part(result, first)
     result.ContentDate, result.ContentTime = _moment(first)
     del result.InstanceCreationDate, result.InstanceCreationTime
@@ -187,6 +187,32 @@ def settings_of(made_by: Provenance) -> dict[str, str]:
         "threshold_source": made_by.threshold_source,
         **{name: str(value) for name, value in made_by.settings.items()},
     }
+
+
+def _identity_of(first: Dataset) -> Dataset:
+    """Patient and study of the source as they are, if they can be written at all."""
+    identity = optional("pydicom", "dicom").Dataset()
+    keyword = ""
+    try:
+        for keyword in (*_PATIENT, *_STUDY):
+            if keyword in first:
+                identity.add(first[keyword])
+                _encode(identity[keyword], first.get("SpecificCharacterSet"))
+    except Exception as error:  # of pydicom and of Python's codecs; its words quote the value
+        raise InputError(
+            f"the series' {keyword} cannot be copied ({type(error).__name__}); write NIfTI or PNG "
+            "instead"
+        ) from error
+    return identity
+
+
+def _encode(element: Any, character_set: Any) -> None:
+    """Write an element to nowhere. In a file, its error could not be told from one of the disk."""
+    charset = optional("pydicom.charset", "dicom")
+    target = optional("pydicom.filebase", "dicom").DicomBytesIO()
+    target.is_little_endian, target.is_implicit_VR = True, False
+    encodings = charset.convert_encodings(character_set)
+    optional("pydicom.filewriter", "dicom").write_data_element(target, element, encodings)
 
 
 def _name_body_part(result: Dataset, first: Dataset) -> None:

@@ -7,8 +7,9 @@ stand-ins instead: class and UIDs of every source image, and the geometry that h
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _OFF, _TURNED = 0.5, 0.1
 _ALIKE = 5e-3
 _INSTEAD = "write NIfTI or PNG instead"
 
+_UID = re.compile(r"[0-9.]{1,64}")
+_UIDS = ("SOPInstanceUID", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID")
 _COPIED = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -122,7 +125,7 @@ class Planes:
 
 
 def pixels_of(origin: Origin, values: NDArray[Any]) -> NDArray[Any]:
-    """Values ``[I, J, K]`` as frames ``[K, rows, columns]`` of the source.
+    """Values ``[I, J, K]`` as frames ``[K, rows, columns]`` of the source; a view.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def pixels_of(origin: Origin, values: NDArray[Any]) -> NDArray[Any]:
             f"the results have {values.shape} columns, rows and slices, the series {expected}; "
             f"{_INSTEAD}"
         )
-    return np.ascontiguousarray(values.transpose(2, 1, 0))
+    return values.transpose(2, 1, 0)
 
 
 def placed(origin: Origin, affine: FloatArray) -> Planes:
@@ -168,8 +171,9 @@ def read_planes(origin: Origin) -> Planes:
         raise InputError(
             f"a slice has no position, orientation or pixel spacing in the patient; {_INSTEAD}"
         ) from error
-    if not origin.datasets[0].get("FrameOfReferenceUID"):
-        raise InputError(f"the series has no FrameOfReferenceUID; {_INSTEAD}")
+    if not _UID.fullmatch(str(origin.datasets[0].get("FrameOfReferenceUID", ""))):
+        raise InputError(f"the series has no valid FrameOfReferenceUID; {_INSTEAD}")
+    _check_uids(origin)
     if max(np.ptp(turns, axis=0).max(), np.ptp(spacings, axis=0).max()) > _ALIKE:
         raise InputError(f"the slices differ in orientation or pixel spacing; {_INSTEAD}")
     along_row, along_column = turns[0, :3], turns[0, 3:]
@@ -178,9 +182,8 @@ def read_planes(origin: Origin) -> Planes:
         raise InputError(f"several slices lie in one place; {_INSTEAD}")
     rows, columns = (float(size) for size in spacings[0])
     planes = Planes(positions, along_row, along_column, (rows, columns), None)
-    stated = float(places[0].get("SliceThickness") or 0)
-    thickness = stated if np.isfinite(stated) and stated > 0 else planes.distance
-    return Planes(positions, along_row, along_column, (rows, columns), thickness)
+    thickness = _stated_thickness(places[0]) or planes.distance
+    return replace(planes, thickness=thickness)
 
 
 def stand_ins(origin: Origin, planes: Planes) -> list[Dataset]:
@@ -245,6 +248,27 @@ def _place(origin: Origin, index: int) -> Dataset:
                 place.update(group[name].value[0])
                 break
     return place
+
+
+def _stated_thickness(place: Dataset) -> float | None:
+    """Slice thickness, which plays no part in where slices lie; None where it makes no sense."""
+    try:
+        stated = float(place.get("SliceThickness") or 0)
+    except (TypeError, ValueError):
+        return None
+    return stated if 0 < stated < 1e4 else None
+
+
+def _check_uids(origin: Origin) -> None:
+    """Refuse a source that a reference could not point to."""
+    instances = []
+    for source in origin.datasets:
+        uids = [str(source.get(keyword, "")) for keyword in _UIDS]
+        if not all(_UID.fullmatch(uid) for uid in uids):
+            raise InputError(f"a slice lacks a UID, or has one that is none; {_INSTEAD}")
+        instances.append(uids[0])
+    if len(set(instances)) < len(instances):
+        raise InputError(f"several slices have the same SOPInstanceUID; {_INSTEAD}")
 
 
 def _single_frame(source: Dataset, position: FloatArray, planes: Planes) -> Dataset:

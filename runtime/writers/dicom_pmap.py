@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,42 +45,42 @@ def write_parametric_map(
         If the series is of a kind that parametric maps cannot refer to, or lies elsewhere; or if
         the map holds NaN or infinity.
     """
-    highdicom = optional("highdicom", "dicom")
     pm = optional("highdicom.pm", "dicom")
-    units = optional("pydicom.sr.codedict", "dicom").codes.UCUM
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not np.isfinite([low, high]).all():
         raise InputError("the map holds NaN or infinity; expected finite values")
     pixels = pixels_of(origin, values.astype(np.float32, copy=False))
     planes = placed(origin, affine)
-    low, high = min(low, 0.0), max(high, 0.0)
-    width = high - low or 1.0
     with explained():
         result = pm.ParametricMap(
             source_images=stand_ins(origin, planes),
             pixel_array=pixels,
             contains_recognizable_visual_features=True,  # a map of a head may show the face
-            real_world_value_mappings=[
-                pm.RealWorldValueMapping(
-                    lut_label="Anomaly",
-                    lut_explanation="Anomaly map, larger is more anomalous",
-                    unit=units.NoUnits,
-                    value_range=(low, high),
-                    slope=1.0,
-                    intercept=0.0,
-                )
-            ],
-            voi_lut_transformations=[
-                highdicom.VOILUTTransformation(
-                    window_center=low + width / 2,
-                    window_width=width,
-                    # The ordinary function knows no window narrower than 1.
-                    voi_lut_function=highdicom.VOILUTFunctionValues.LINEAR_EXACT,
-                )
-            ],
+            **_meaning(min(low, 0.0), max(high, 0.0)),
             **own_identity(origin, pixels, made_by, "pmap"),
         )
     number_frames(result, origin)
     settle(result, origin)
     with atomic_file(path) as part:
         result.save_as(part)
+
+
+def _meaning(low: float, high: float) -> dict[str, Any]:
+    """Say that stored values are the real ones, without unit, and show all of them."""
+    highdicom = optional("highdicom", "dicom")
+    mapping = optional("highdicom.pm", "dicom").RealWorldValueMapping(
+        lut_label="Anomaly",
+        lut_explanation="Anomaly map, larger is more anomalous",
+        unit=optional("pydicom.sr.codedict", "dicom").codes.UCUM.NoUnits,
+        value_range=(low, high),
+        slope=1.0,
+        intercept=0.0,
+    )
+    width = high - low or 1.0
+    window = highdicom.VOILUTTransformation(
+        window_center=low + width / 2,
+        window_width=width,
+        # The ordinary function knows no window narrower than 1.
+        voi_lut_function=highdicom.VOILUTFunctionValues.LINEAR_EXACT,
+    )
+    return {"real_world_value_mappings": [mapping], "voi_lut_transformations": [window]}

@@ -47,7 +47,7 @@ def write_segmentation(
         If the series is of a kind that segmentations cannot refer to, or lies elsewhere.
     """
     seg = optional("highdicom.seg", "dicom")
-    pixels = pixels_of(origin, mask.astype(np.uint8))
+    pixels = pixels_of(origin, mask.view(np.uint8))
     planes = placed(origin, affine)
     with explained():
         result = seg.Segmentation(

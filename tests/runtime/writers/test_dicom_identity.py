@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from dicom_results import MADE_BY, WRITERS, complaints, read, results, write
 from dicom_sources import SHAPE, classic, multi_frame
-from pydicom.uid import UID
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from berdiff.runtime.errors import InputError
 from berdiff.runtime.provenance import NOTICE
 from berdiff.runtime.writers.dicom_identity import derived_uid, in_ascii
 
@@ -125,6 +130,56 @@ def test_a_stripped_source_has_its_results(
     assert complaints(tmp_path / "out.dcm") == []
     said = [str(warning.message) for warning in recwarn.list] + [caplog.text]
     assert not any("Nobodysname" in text for text in said)
+
+
+def test_an_identity_that_cannot_be_decoded_is_refused_without_quoting_it(tmp_path: Path) -> None:
+    image = read(tmp_path / "in", *classic())
+    tag, raw = Tag("PatientAge"), b"Secrets"  # as numbers of two bytes
+    first = image.origin.datasets[0]
+    first[tag] = RawDataElement(tag, "US", len(raw), raw, 0, False, True)
+    with pytest.raises(InputError, match="PatientAge cannot be copied") as raised:
+        write("seg", tmp_path / "out.dcm", image)
+    assert "Secret" not in str(raised.value)
+    assert not (tmp_path / "out.dcm").exists()
+
+
+def test_an_identity_that_cannot_be_encoded_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    image = read(tmp_path / "in", *classic())
+    image.origin.datasets[0].add(DataElement("PatientAge", "US", "Secret", validation_mode=IGNORE))
+    with pytest.raises(InputError, match="PatientAge cannot be copied") as raised:
+        write("seg", tmp_path / "out.dcm", image)
+    assert "Secret" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_identity_survives_other_encodings(kind: str, syntax: str, tmp_path: Path) -> None:
+    """Implicit and big-endian sources, code extensions, and sequences with private elements."""
+    sources = classic()
+    for source in sources:
+        source.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+        source.PatientName = "Yamada^Tarou=山田^太郎"
+        other = Dataset()
+        other.PatientID, other.TypeOfPatientID = "Q-4", "TEXT"
+        other.private_block(0x0011, "SOMEONE", create=True).add_new(1, "LO", "value")
+        source.OtherPatientIDsSequence = [other]
+        source.file_meta.TransferSyntaxUID = syntax
+        pixels = np.frombuffer(source.PixelData, "<u2")[: source.Rows * source.Columns]
+        order = ">u2" if syntax == ExplicitVRBigEndian else "<u2"
+        source["PixelData"] = DataElement("PixelData", "OW", _even(pixels.astype(order).tobytes()))
+    data = write(kind, tmp_path / "out.dcm", read(tmp_path / "in", *sources))
+    assert data.PatientName.ideographic == "山田^太郎"
+    assert data.PatientName.alphabetic == "Yamada^Tarou"
+    (other,) = data.OtherPatientIDsSequence
+    assert (other.PatientID, other.TypeOfPatientID) == ("Q-4", "TEXT")
+    value = other[0x0011, 0x1001].value  # of unknown type where the source did not say
+    assert value == (b"value " if syntax == ImplicitVRLittleEndian else "value")
+    assert complaints(tmp_path / "out.dcm") == []
+
+
+def _even(content: bytes) -> bytes:
+    return content + b"\0" * (len(content) % 2)
 
 
 @pytest.mark.parametrize("number", [-5, 0, 9999, 10000, 2**31 - 1])

@@ -15,7 +15,10 @@ from dicom_sources import (
     classic,
     multi_frame,
 )
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from berdiff.runtime.errors import InputError
 from berdiff.runtime.scans.dicom import DicomImage
@@ -91,7 +94,7 @@ def _without_frame_of_reference(source: Dataset) -> None:
         (_without_positions, "no position"),
         (_in_one_place, "in one place"),
         (_radial, "differ in orientation"),
-        (_without_frame_of_reference, "no FrameOfReferenceUID"),
+        (_without_frame_of_reference, "no valid FrameOfReferenceUID"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -108,6 +111,37 @@ def test_a_kind_of_image_that_highdicom_does_not_know_is_refused(tmp_path: Path)
     for source in sources:
         source.SOPClassUID = source.file_meta.MediaStorageSOPClassUID = "1.2.3.4.5.6.7"
     refuses(read(tmp_path / "in", *sources), tmp_path, "cannot refer to images of this kind")
+
+
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+@pytest.mark.parametrize("uid", ["", "x^y", "1." * 40])
+def test_a_source_that_no_reference_can_point_to_is_refused(
+    keyword: str, uid: str, tmp_path: Path
+) -> None:
+    image = read(tmp_path / "in", *classic())
+    for source in image.origin.datasets:
+        source.add(DataElement(keyword, "UI", uid, validation_mode=IGNORE))
+    refuses(image, tmp_path, "lacks a UID")
+
+
+def test_slices_that_go_by_one_uid_are_refused(tmp_path: Path) -> None:
+    image = read(tmp_path / "in", *classic())
+    image.origin.datasets[3].SOPInstanceUID = image.origin.datasets[1].SOPInstanceUID
+    refuses(image, tmp_path, "same SOPInstanceUID")
+
+
+@pytest.mark.parametrize("thickness", ["-1", "0", "thin", None])
+def test_a_thickness_that_makes_no_sense_is_the_distance(
+    thickness: str | None, tmp_path: Path
+) -> None:
+    image = read(tmp_path / "in", *classic())
+    for source in image.origin.datasets:
+        del source.SliceThickness
+        if thickness is not None:
+            raw = thickness.encode()
+            tag = Tag("SliceThickness")
+            source[tag] = RawDataElement(tag, "DS", len(raw), raw, 0, False, True)
+    assert read_planes(image.origin).thickness == pytest.approx(2.5)
 
 
 def test_planes_are_those_of_the_headers(tmp_path: Path) -> None:
