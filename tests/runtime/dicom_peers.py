@@ -79,9 +79,11 @@ class Network:
         self, *command: str, log: Path, ready: Callable[[], bool]
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Run a program until the block ends; wait first until it is ready."""
+        # A test run that is killed takes its peers with it, where setpriv can see to that.
+        leash = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
         with open(log, "wb") as stream:
             process = subprocess.Popen(
-                [*self.prefix, *command],
+                [*self.prefix, *leash, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -111,7 +113,10 @@ def stop(process: subprocess.Popen[Any]) -> None:
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
     """Open a network namespace, or this machine's own network where that is not permitted."""
-    for unshare, enter in ((("-n",), ("-n",)), (("-r", "-n"), ("-U", "-n", "--preserve"))):
+    for unshare, enter in (
+        (("-n",), ("-n",)),
+        (("-r", "-n"), ("-U", "-n", "--preserve-credentials")),
+    ):
         if not (shutil.which("unshare") and shutil.which("nsenter")):
             break
         holder = subprocess.Popen(
