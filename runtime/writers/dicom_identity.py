@@ -131,7 +131,7 @@ def own_identity(
     series = derived_uid(kind, str(first.SeriesInstanceUID), run)
     content = hashlib.sha256(str(pixels.shape).encode())
     for frame in pixels:
-        content.update(np.ascontiguousarray(frame))
+        content.update(frame.tobytes())
     return {
         "series_instance_uid": series,
         "sop_instance_uid": derived_uid(series, content.hexdigest(), highdicom.__version__),
