@@ -6,6 +6,7 @@ The first file's grid is the scan's. A channel on another grid is resampled to i
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,16 @@ def read_channels(source: ScanSource, preprocessing: Preprocessing) -> Scan:
     files: list[NiftiFile] = []
     channels: list[FloatArray] = []
     notes: list[str] = []
-    for modality, ref in zip(source.modalities, source.files, strict=True):
-        try:
-            file = load(ref)
-            files.append(file)
-            channels.append(_on_grid_of(files[0], file))
-        except InputError as error:
-            raise InputError(f"{modality} ({ref.label}): {error}") from error
-        if not _same_grid(files[0], file):
-            notes.append(f"{modality} was resampled to the grid of {source.modalities[0]}")
+    with ThreadPoolExecutor(len(source.files)) as pool:
+        loading = [pool.submit(load, file) for file in source.files]
+        for modality, ref, loaded in zip(source.modalities, source.files, loading, strict=True):
+            try:
+                files.append(loaded.result())
+                channels.append(_on_grid_of(files[0], files[-1]))
+            except InputError as error:
+                raise InputError(f"{modality} ({ref.label}): {error}") from error
+            if not _same_grid(files[0], files[-1]):
+                notes.append(f"{modality} was resampled to the grid of {source.modalities[0]}")
     return volume_scan(source, preprocessing, files[0], channels, files, tuple(notes))
 
 

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..preprocessing import Preprocessing
 from .channels import resample, same_grid
 from .dicom import DicomImage, read_series
 from .dicom_series import DicomSeries, expand, find_series
-from .geometry import FloatArray, Grid, cut, voxel_volume
+from .geometry import FloatArray, Grid, cut_channels, voxel_volume
 from .modalities import MR_CONTRASTS, canonical_modality
 from .nifti import check_width
 from .scan import Scan, image_ids, little_endian
@@ -196,14 +195,13 @@ def _volume(
     first = images[0]
     shape = first.values.shape
     names = list(dict.fromkeys(source.modalities))
-    turned: list[tuple[FloatArray, tuple[float, float], NDArray[np.float64]]] = []
+    channels = []
     notes = []
     for number, image in enumerate(images):
         values = image.values
         if not same_grid(shape, first.affine, values.shape, image.affine):
             values = resample(values, image.affine, first.affine, shape)
             notes.append(f"{names[number]} was resampled to the grid of {names[0]}")
-        turned.append(cut(values, first.affine, preprocessing.orientation))
-    slices = np.stack([planes for planes, _, _ in turned], axis=1)
-    _, spacing, to_file = turned[0]
+        channels.append(values)
+    slices, spacing, to_file = cut_channels(channels, first.affine, preprocessing.orientation)
     return slices, Grid("volume", shape, first.affine, to_file), spacing, tuple(notes)

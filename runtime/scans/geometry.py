@@ -6,6 +6,7 @@ to world coordinates in mm, x to the patient's right, y to the front, z up (RAS+
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,6 +106,7 @@ def cut(
     Returns
     -------
     slices : ndarray of float32, shape (S, H0, W0)
+        A view of `values`.
     spacing : tuple of float
         Row and column pixel size in mm.
     to_file : ndarray, shape (3, 2)
@@ -124,7 +126,22 @@ def cut(
     to_file = orientations.ornt_transform(model, own)
     sizes = voxel_sizes(affine)
     rows, columns = (float(sizes[int(axis)]) for axis in to_file[:2, 0])
-    return np.ascontiguousarray(np.moveaxis(turned, -1, 0)), (rows, columns), to_file
+    return np.moveaxis(turned, -1, 0), (rows, columns), to_file
+
+
+def cut_channels(
+    channels: Sequence[FloatArray], affine: NDArray[np.float64], orientation: str
+) -> tuple[FloatArray, tuple[float, float], NDArray[np.float64]]:
+    """Cut the channels of a volume, which lie on one grid, into slices ``[S, C, H0, W0]``.
+
+    The rest is as `cut` has it.
+    """
+    first, spacing, to_file = cut(channels[0], affine, orientation)
+    slices = np.empty((len(first), len(channels), *first.shape[1:]), np.float32)
+    slices[:, 0] = first
+    for number, values in enumerate(channels[1:], start=1):
+        slices[:, number] = cut(values, affine, orientation)[0]
+    return slices, spacing, to_file
 
 
 def _turn(values: NDArray[Any], transform: NDArray[np.float64]) -> NDArray[Any]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..preprocessing import Preprocessing
-from .geometry import FloatArray, Grid, Layout, cut, voxel_sizes, voxel_volume
+from .geometry import FloatArray, Grid, Layout, cut_channels, voxel_sizes, voxel_volume
 from .nifti_bytes import parse
 from .scan import Scan, image_ids, little_endian
 from .source import FileRef, ScanSource, combined_digest
@@ -181,9 +181,7 @@ def volume_scan(
     InputError
         If the affine is singular or sheared, or a slice would be too narrow to be one.
     """
-    turned = [cut(values, first.affine, preprocessing.orientation) for values in channels]
-    slices = np.stack([planes for planes, _, _ in turned], axis=1)
-    _, spacing, to_file = turned[0]
+    slices, spacing, to_file = cut_channels(channels, first.affine, preprocessing.orientation)
     shape = first.shape if len(channels) == 1 else first.shape[:3]
     check_width(slices.shape[2:], "volume", first.shape)
     return Scan(

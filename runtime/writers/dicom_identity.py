@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, optional

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,15 @@ def write(folder: Path, job: ScanJob, mask: NDArray[np.bool_], made_by: Provenan
     """
     grid, names = job.scan.grid, files(job.scan.source)
     arrays = (job.anomaly[:, None], job.flips[:, None], mask[:, None], job.reconstruction)
-    for name, part, values in zip(names, PARTS, arrays, strict=False):
+
+    def write_part(name: str, part: str, values: NDArray[Any]) -> None:
         kind = np.uint8 if part == "mask" else np.float32
-        write_nifti(folder / name, grid.arrange(values).astype(kind), grid, f"berdiff {part}")
+        stored = grid.arrange(values).astype(kind, copy=False)
+        write_nifti(folder / name, stored, grid, f"berdiff {part}")
+
+    # Compressing lets go of Python's lock.
+    with ThreadPoolExecutor(len(PARTS)) as pool:
+        list(pool.map(write_part, names, PARTS, arrays))
     write_atomic(folder / names[-1], sidecar(job, made_by))
     return names
 
@@ -89,8 +96,20 @@ def write_nifti(path: Path, stored: NDArray[Any], grid: Grid, description: str) 
     igzip = optional("isal.igzip", "images")
     buffer = io.BytesIO()
     with igzip.IGzipFile("", "wb", _GZIP_LEVEL, buffer, mtime=0) as stream:
-        stream.write(image.to_bytes())
+        stream.write(_start(image))
+        own = stored.astype(header.get_data_dtype(), copy=False)  # the header's byte order
+        stream.write(own.tobytes(order="F"))
     write_atomic(path, buffer.getvalue())
+
+
+def _start(image: Any) -> bytes:
+    """What an image's file holds before its voxels, which are stored as they are."""
+    header = image.header.copy()
+    header["vox_offset"] = header.single_vox_offset
+    header.set_slope_inter(1, 0)
+    buffer = io.BytesIO()
+    header.write_to(buffer)
+    return buffer.getvalue()
 
 
 def _header(grid: Grid, nibabel: Any) -> Any:

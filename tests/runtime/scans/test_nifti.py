@@ -161,6 +161,8 @@ def test_nifti2_and_big_endian(tmp_path: Path):
     np.testing.assert_array_equal(one.image_ids, big.image_ids)
     np.testing.assert_array_equal(one.slices, big.slices)
     assert isinstance(round_trip(two, tmp_path), nibabel.Nifti2Image)
+    for scan in (one, two, big):
+        np.testing.assert_array_equal(np.asarray(round_trip(scan, tmp_path).dataobj), data)
 
 
 def test_content_decides_whether_a_file_is_compressed(tmp_path: Path):
