@@ -169,10 +169,11 @@ def _list(model: Path, source: Path, options: RunOptions) -> None:
     from berdiff.runtime.writers import check_types
 
     options.check()
-    found = find_for(Bundle.open(model).manifest.preprocessing, source, options)
+    preprocessing = Bundle.open(model).manifest.preprocessing
+    found = find_for(preprocessing, source, options)
     unusable = 0
     for scan in found.sources:
-        check_types(scan, options.output_types)
+        check_types(scan, options.output_types, preprocessing.modalities)
         reason = scan.problem or ("" if options.accept_contrast else scan.mismatch)
         unusable += bool(reason)
         files = f"{len(scan.files)} file" + ("s" if len(scan.files) != 1 else "")

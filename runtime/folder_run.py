@@ -36,7 +36,7 @@ from .run_plan import RunOptions, RunPlan
 from .run_record import write_run_record
 from .scan_job import ScanJob
 from .scans import Found, ScanSource, find_scans
-from .writers import FOLDERS, check_types, planned_files, write_results_of
+from .writers import FOLDERS, OutputType, check_origin, check_types, planned_files, write_results_of
 
 
 def run_folder(
@@ -76,9 +76,10 @@ def run_folder(
     """
     source, output, options = Path(source), Path(output), options or RunOptions()
     plan = RunPlan.make(detector, options)
-    found = find_for(detector.bundle.manifest.preprocessing, source, options)
+    preprocessing = detector.bundle.manifest.preprocessing
+    found = find_for(preprocessing, source, options)
     for scan in found.sources:
-        check_types(scan, options.output_types)
+        check_types(scan, options.output_types, preprocessing.modalities)
     check_apart(source, output)
     if options.num_parts > 1:
         output = output / f"part-{options.part_id}-of-{options.num_parts}"
@@ -122,11 +123,7 @@ class _Run:
         self.output = journal.folder
         self.source = source
         self.found = found
-        self.owners = {
-            file: scan.key
-            for scan in found.sources
-            for file in planned_files(scan, plan.options.output_types)
-        }
+        self.owners = _owners(found, plan.options.output_types)
         self.results: dict[str, ScanResult] = {}
         self.reused = 0
         self.slices_done = 0
@@ -190,6 +187,7 @@ class _Run:
         try:
             check_name(planned_files(source, self.plan.options.output_types))
             job = ScanJob.read(source, manifest.preprocessing, self.plan.options.accept_contrast)
+            check_origin(job, self.plan.options.output_types)
             count = len(job.scores)
             if job.scan.kind in ("volume", "frames") and count < self.plan.options.min_slices:
                 raise InputError(
@@ -322,6 +320,20 @@ class _Run:
         if self.progress is not None:
             with self.lock:
                 self.progress(len(self.results), len(self.found.sources), self.slices_done)
+
+
+def _owners(found: Found, types: tuple[OutputType, ...]) -> dict[str, str]:
+    """Which scan each file below the output folder may be written for: one at most."""
+    owners: dict[str, str] = {}
+    for scan in found.sources:
+        for file in planned_files(scan, types):
+            other = owners.setdefault(file, scan.key)
+            if other != scan.key:
+                raise InputError(
+                    f"results of {other} and {scan.key} would both be written to {file}; rename "
+                    "one, or run them into different folders"
+                )
+    return owners
 
 
 def _reason(error: Exception) -> str:

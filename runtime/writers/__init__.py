@@ -31,14 +31,20 @@ def types_for(source: ScanSource, types: tuple[OutputType, ...]) -> tuple[Output
     return types or (("png",) if source.format == "picture" else ("nifti",))
 
 
-def check_types(source: ScanSource, types: tuple[OutputType, ...]) -> None:
-    """Refuse types that cannot hold a scan's results.
+def check_types(
+    source: ScanSource, types: tuple[OutputType, ...], modalities: tuple[str, ...]
+) -> None:
+    """Refuse types that cannot hold a scan's results, or those of the model.
 
     Raises
     ------
     InputError
         Naming type and scan.
     """
+    if "bids" in types:
+        from .bids_names import contrasts_of
+
+        contrasts_of(modalities)
     for kind in types:
         if kind.startswith("dicom-") and source.format != "dicom":
             raise InputError(
@@ -50,6 +56,20 @@ def check_types(source: ScanSource, types: tuple[OutputType, ...]) -> None:
                 f"BIDS knows no anatomical pictures; {source.key} is one. Leave bids out, or "
                 "convert the pictures to NIfTI"
             )
+
+
+def check_origin(job: ScanJob, types: tuple[OutputType, ...]) -> None:
+    """Refuse a scan, before anything is computed, whose headers DICOM results could not refer to.
+
+    Raises
+    ------
+    InputError
+        Saying what is missing.
+    """
+    if any(kind.startswith("dicom-") for kind in types):
+        from .dicom_planes import read_planes
+
+        read_planes(job.scan.origin)
 
 
 def planned_files(source: ScanSource, types: tuple[OutputType, ...]) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fakes import fake_detector
 
+from berdiff.runtime.errors import InputError
 from berdiff.runtime.folder_run import run_folder
 from berdiff.runtime.preprocessing import Preprocessing
 from berdiff.runtime.run_plan import RunOptions
@@ -295,6 +296,6 @@ def test_contrasts_that_bids_cannot_name(tmp_path: Path, modalities: tuple[str, 
     count = len(modalities)
     volume(tmp_path / "in" / "a.nii.gz", 0, (30, 28, 5, count) if count > 1 else (30, 28, 5))
     model = Preprocessing(count, modalities, (32, 40))
-    summary = run_folder(fake_detector(model), tmp_path / "in", tmp_path / "out", BIDS)
-    assert reason in summary.failed[0].reason
-    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+    with pytest.raises(InputError, match=reason):
+        run_folder(fake_detector(model), tmp_path / "in", tmp_path / "out", BIDS)
+    assert not (tmp_path / "out").exists()
