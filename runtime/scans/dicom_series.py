@@ -95,7 +95,7 @@ def expand(archive: FileRef) -> list[FileRef]:
     try:
         with zipfile.ZipFile(archive.path) as opened:
             members = opened.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:  # damaged archives fail in many ways
         raise InputError(f"it cannot be read as a zip archive ({type(error).__name__})") from error
     if len(members) > MAX_MEMBERS:
         raise InputError(f"the archive has {len(members)} members; the limit is {MAX_MEMBERS}")
@@ -107,9 +107,9 @@ def expand(archive: FileRef) -> list[FileRef]:
     return [
         FileRef(archive.path, member.filename)
         for member in members
-        if not member.is_dir()
+        if member.filename
+        and not member.is_dir()
         and not member.flag_bits & 1
-        and member.filename
         and not member.filename.lower().endswith(".zip")
     ]
 

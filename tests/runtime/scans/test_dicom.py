@@ -439,6 +439,18 @@ def test_a_zip_archive_is_a_folder(tmp_path: Path):
     np.testing.assert_array_equal(first.image_ids, second.image_ids)
 
 
+def test_members_without_a_name_are_left_out(tmp_path: Path):
+    """Found by the fuzzer: asking such a member whether it is a folder fails inside Python."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x", b"1")
+        archive.writestr("y", b"2")
+    content = (tmp_path / "a.zip").read_bytes()
+    start = content.index(b"PK\x01\x02")
+    nameless = content[:start] + content[start:].replace(b"x", b"\0", 1)
+    (tmp_path / "a.zip").write_bytes(nameless)
+    assert [file.member for file in expand(FileRef(tmp_path / "a.zip"))] == ["y"]
+
+
 def test_archives_that_are_none(tmp_path: Path):
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(InputError, match="cannot be read as a zip archive"):
