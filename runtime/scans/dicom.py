@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import optional
+from ..errors import InputError, optional
 from .dicom_bytes import DicomError, parse
 from .dicom_geometry import LPS_TO_RAS, Plane, order_slices
 from .dicom_pixels import frame_count, stored_pixels, whole
@@ -98,18 +98,18 @@ def read_series(files: Sequence[FileRef]) -> DicomImage:
         Naming the rule that is broken.
     """
     digests, datasets, voxels = [], [], 0
-    for file in files:
-        content = file.read()
-        digests.append(hashlib.sha256(content).hexdigest())
-        data = parse(content)
-        voxels += frame_count(data) * whole(data, "Rows") * whole(data, "Columns")
-        if voxels > MAX_VOXELS:
-            raise DicomError("size", f"the series has more than {MAX_VOXELS} voxels")
-        datasets.append(data)
-    _check_one_series(datasets)
     try:
+        for file in files:
+            content = file.read()
+            digests.append(hashlib.sha256(content).hexdigest())
+            data = parse(content)
+            voxels += frame_count(data) * whole(data, "Rows") * whole(data, "Columns")
+            if voxels > MAX_VOXELS:
+                raise DicomError("size", f"the series has more than {MAX_VOXELS} voxels")
+            datasets.append(data)
+        _check_one_series(datasets)
         return _image(datasets, tuple(digests))
-    except DicomError:
+    except InputError:
         raise
     except MemoryError as error:
         raise DicomError("size", "the series does not fit into memory") from error
