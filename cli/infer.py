@@ -136,13 +136,19 @@ def _run(
     engine: tuple[str, str, int | None],
     report: bool,
 ) -> None:
+    import logging
     import signal
+    import warnings
 
     from berdiff.runtime.detector import Detector
     from berdiff.runtime.folder_run import run_folder
 
     from .progress import scan_progress
 
+    # What these libraries complain of, they quote, and it may be a name.
+    warnings.filterwarnings("ignore", module=r"pydicom|highdicom")
+    for name in ("pydicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Schedulers ask with SIGTERM before they kill: end as with Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Detector.open(model, *engine) as detector, scan_progress() as progress:

@@ -19,6 +19,8 @@ from .geometry import FloatArray
 from .scan import MAX_VOXELS
 from .source import FileRef
 
+_AIR = {"CT": -1000.0}  # what padding becomes; 0 where a modality has no scale
+
 
 @dataclass(frozen=True, eq=False)
 class DicomOrigin:
@@ -122,15 +124,22 @@ def read_series(files: Sequence[FileRef]) -> DicomImage:
 def _check_one_series(datasets: Sequence[Any]) -> None:
     for keyword, rule, what in (
         ("SeriesInstanceUID", "mixed-series", "series"),
+        ("StudyInstanceUID", "mixed-series", "studies"),
+        ("Modality", "mixed-series", "modalities"),
         ("FrameOfReferenceUID", "frame-of-reference", "frames of reference"),
     ):
         values = {str(data.get(keyword, "")) for data in datasets}
         if len(values) > 1:
             raise DicomError(rule, f"its files are of {len(values)} {what}; give one at a time")
-    if len(datasets) > 1 and any(whole(data, "NumberOfFrames", 1) > 1 for data in datasets):
+    several = any(
+        whole(data, "NumberOfFrames", 1) > 1
+        or str(data.get("SOPClassUID", "")) == OPHTHALMIC_TOMOGRAPHY
+        for data in datasets
+    )
+    if len(datasets) > 1 and several:
         raise DicomError(
             "multi-frame",
-            f"it has {len(datasets)} objects with several frames; give one of them at a time",
+            f"it has {len(datasets)} objects that hold frames; give one of them at a time",
         )
 
 
@@ -144,6 +153,8 @@ def _image(datasets: Sequence[Any], digests: tuple[str, ...]) -> DicomImage:
     slices = _of_multi_frame(first) if multi else [_classic(data) for data in datasets]
     planes = [item.plane for item in slices]
     step, notes = _single_step(slices[0]) if len(slices) == 1 else (None, ())
+    if not str(first.get("FrameOfReferenceUID", "")):
+        notes = (*notes, "its files state no frame of reference; took them to have one")
     order, affine = order_slices(planes, step)
     slices = [slices[index] for index in order]
     headers = [slices[0].data] if multi else [item.data for item in slices]
@@ -181,9 +192,10 @@ def _scaled(item: _Slice) -> FloatArray:
     values = item.stored * np.float64(item.slope) + np.float64(item.intercept)
     padding = item.data.get("PixelPaddingValue")
     if padding is not None:
-        padded = item.stored == int(padding)
-        if padded.any() and not padded.all():
-            values[padded] = values[~padded].min()
+        number, bits = int(padding), whole(item.data, "BitsAllocated")
+        if item.stored.dtype.kind == "i" and number >= 2 ** (bits - 1):
+            number -= 2**bits  # written without its sign
+        values[item.stored == number] = _AIR.get(str(item.data.get("Modality", "")), 0.0)
     with np.errstate(over="ignore"):  # becomes infinity, which is refused by name
         return values.astype(np.float32)
 

@@ -13,6 +13,7 @@ PREAMBLE = 132  # 128 bytes of anything, then "DICM"
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MAX_INFLATED = 2**29
+_MAX_READS = 2_000_000
 # Value representations with a length of four bytes after two reserved ones.
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 
@@ -34,6 +35,22 @@ class DicomError(InputError):
 def is_dicom(start: bytes) -> bool:
     """Whether a file begins as DICOM files do."""
     return len(start) >= PREAMBLE and start[128:PREAMBLE] == b"DICM"
+
+
+class _Counted(io.BytesIO):
+    """A file that can be read from so many times, and not more.
+
+    A few bytes can make a parser build an object; what holds millions of them holds no image.
+    """
+
+    left = _MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read, as often as is allowed."""
+        self.left -= 1
+        if self.left < 0:
+            raise DicomError("size", "its header holds too many elements")
+        return super().read(size)
 
 
 def parse(content: bytes, *, header_only: bool = False, tags: list[str] | None = None) -> Any:
@@ -61,11 +78,13 @@ def parse(content: bytes, *, header_only: bool = False, tags: list[str] | None =
     _check_deflated(content)
     try:
         return pydicom.dcmread(
-            io.BytesIO(content),
+            _Counted(content),
             stop_before_pixels=header_only,
             specific_tags=tags,
             force=not is_dicom(content),
         )
+    except DicomError:
+        raise
     except RecursionError as error:
         raise DicomError("damaged", "its sequences lie too deep in one another") from error
     except MemoryError as error:

@@ -16,6 +16,7 @@ _SAME_DIRECTION = 1e-3  # difference of direction cosines
 _SAME_SPACING = 1e-3  # mm
 # Parts of the distance between slices.
 _DUPLICATE, _REGULAR, _ASIDE = 0.01, 0.02, 0.01
+_SHIFTED = 0.25  # parts of a pixel
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -78,6 +79,7 @@ def order_slices(
         step = normal * (single_step or 1.0)
     else:
         _check_steps(positions[order], heights[order], normal)
+        _check_line(positions[order], normal, min(first.spacing))
         step = (positions[order[-1]] - positions[order[0]]) / (len(planes) - 1)
     affine = np.eye(4)
     affine[:3, 0] = along_row * first.spacing[1]
@@ -123,6 +125,18 @@ def _check_directions(orientation: Vector) -> None:
         raise DicomError("orientation", "its image orientation is no pair of unit vectors at 90°")
 
 
+def _check_line(positions: Vector, normal: Vector, pixel: float) -> None:
+    """Refuse a slice that lies aside of the line through the first and the last."""
+    share = np.linspace(0, 1, len(positions))[:, None]
+    off = positions - (positions[0] * (1 - share) + positions[-1] * share)
+    aside = np.linalg.norm(off - np.outer(off @ normal, normal), axis=1)
+    if aside.max() > _SHIFTED * pixel:
+        raise DicomError(
+            "shifted-slice",
+            f"a slice lies {aside.max():.2f} mm aside of the others; send the series again",
+        )
+
+
 def _check_steps(positions: Vector, heights: Vector, normal: Vector) -> None:
     """Refuse slices that do not lie one above the other at equal distances."""
     steps = np.diff(heights)
@@ -136,10 +150,10 @@ def _check_steps(positions: Vector, heights: Vector, normal: Vector) -> None:
             f"{len(heights)} slices share {places} positions: slices twice, or several volumes "
             "(times, echoes, b-values) in one series; separate them",
         )
-    away = positions - positions[0]
-    aside = away - np.outer(away @ normal, normal)
-    if np.linalg.norm(aside, axis=1).max() > _ASIDE * max(total, usual):
-        angle = np.degrees(np.arctan(np.linalg.norm(aside[-1]) / total))
+    away = positions[-1] - positions[0]
+    aside = float(np.linalg.norm(away - (away @ normal) * normal))
+    if aside > _ASIDE * total:
+        angle = np.degrees(np.arctan(aside / total))
         raise DicomError(
             "tilt",
             f"its slices are not stacked along their normal (off by {angle:.1f} degrees), as with "
@@ -149,7 +163,8 @@ def _check_steps(positions: Vector, heights: Vector, normal: Vector) -> None:
     if off.any():
         lowest = float(steps.min())
         multiples = steps / lowest
-        if np.abs(multiples - np.rint(multiples)).max() < 0.1:
+        whole = np.abs(multiples - np.rint(multiples)).max() < 0.1
+        if whole and np.rint(multiples).max() > 1:
             missing = int(np.rint(multiples).sum()) - len(steps)
             raise DicomError(
                 "missing-slice",

@@ -12,6 +12,7 @@ from ..errors import optional
 from .dicom_bytes import DicomError
 from .scan import MAX_VOXELS
 
+_RUN_LENGTH = "1.2.840.10008.1.2.5"
 # JPEG start-of-frame markers, JPEG-LS's among them; C4, C8 and CC are others.
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
@@ -64,11 +65,15 @@ def stored_pixels(data: Any) -> NDArray[Any]:
         raise DicomError("colour", "it is in colour; expected one grey value per pixel")
     if str(data.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         raise DicomError("colour", "its grey values are inverted (MONOCHROME1); convert it first")
+    if "ModalityLUTSequence" in data:
+        raise DicomError("rescale", "its values go through a lookup table; convert it first")
     frames = frame_count(data)
     shape = frames, whole(data, "Rows"), whole(data, "Columns")
     allocated, stored = whole(data, "BitsAllocated"), whole(data, "BitsStored")
     if allocated not in (8, 16, 32) or not 1 <= stored <= allocated:
         raise DicomError("damaged", f"it says {stored} bits stored in {allocated}")
+    if whole(data, "HighBit", stored - 1) != stored - 1:
+        raise DicomError("damaged", "its bits are not stored from the lowest on (HighBit)")
     _check_size(data, shape, allocated)
     try:
         pixels = np.asarray(data.pixel_array).reshape(shape)
@@ -115,30 +120,48 @@ def _check_size(data: Any, shape: tuple[int, int, int], allocated: int) -> None:
         raise DicomError(
             "truncated", f"its header promises {shape[0]} frames and it holds {len(frames)}"
         )
+    run_length = str(syntax) == _RUN_LENGTH
+    most = 2 * shape[1] * shape[2] * allocated // 8 + 2**12  # what run lengths can need at worst
     for frame in frames:
+        if run_length:
+            if len(frame) > most:
+                raise DicomError("damaged", "its run-length data are longer than its pixels")
+            continue
         own = _codestream_size(frame)
-        if own is not None and own != shape[1:]:
+        if own != shape[1:]:
             raise DicomError(
                 "damaged", f"its pixels are {own[0]} x {own[1]}, its header says {shape[1:]}"
             )
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns that JPEG, JPEG-LS or JPEG 2000 data state; None for other kinds."""
-    at = frame.find(b"\xff\x4f\xff\x51")  # JPEG 2000, also inside a JP2 file
-    if at >= 0 and (at == 0 or frame[4:8] == b"jP  ") and len(frame) >= at + 24:
-        width, height, left, top = struct.unpack_from(">4I", frame, at + 8)
+def _codestream_size(frame: bytes) -> tuple[int, int]:
+    """Rows and columns that JPEG, JPEG-LS or JPEG 2000 data of one component state.
+
+    Raises
+    ------
+    DicomError
+        If they are none of these, or hold several components.
+    """
+    if frame.startswith(b"\xff\x4f\xff\x51") and len(frame) >= 42:
+        width, height, left, top = struct.unpack_from(">4I", frame, 8)
+        _check_components(struct.unpack_from(">H", frame, 40)[0])
         return height - top, width - left
     if not frame.startswith(b"\xff\xd8"):
-        return None
+        raise DicomError("damaged", "its compressed pixels are not of the kind its header says")
     at = 2
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker in _START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", frame, at + 5)
+            height, width, components = struct.unpack_from(">HHB", frame, at + 5)
+            _check_components(components)
             return height, width
         else:
             at += 2 + struct.unpack_from(">H", frame, at + 2)[0]
     raise DicomError("damaged", "its JPEG data do not say their size")
+
+
+def _check_components(count: int) -> None:
+    if count != 1:
+        raise DicomError("colour", f"its compressed pixels have {count} components, expected 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from .source import FileRef
 
 MAX_MEMBERS = 100_000
 _MAX_UNPACKED = 2**37  # bytes that an archive may claim to hold
+_MAX_DIRECTORY = 2**25  # bytes that describe its members
+_MAX_COMMENT = 2**16 + 200  # how far from its end the place of those is written
 
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
@@ -26,16 +29,28 @@ OPHTHALMIC_TOMOGRAPHY = "1.2.840.10008.5.1.4.1.1.77.1.5.4"
 # Storage classes with Rows and Columns that are no images of a scan.
 _NO_SCAN = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
     "1.2.840.10008.5.1.4.1.1.481.2": "an RT dose",
     "1.2.840.10008.5.1.4.1.1.7": "a secondary capture",
 }
 
-_FLAIR = re.compile(r"flair|dark.?fluid|tirm")
-_T1 = re.compile(r"(^|[^a-z0-9])t1|mprage|mp2rage|bravo|spgr|tfl3d")
-_T2 = re.compile(r"(^|[^a-z0-9])t2(?!.?(star|\*|map))")
-_CONTRAST = re.compile(r"(^|[^a-z0-9])(gd|gad|gado|ce|t1ce|t1c|post|km|\+c|contrast)([^a-z0-9]|$)")
-_OTHER = re.compile(r"swi|dwi|adc|dti|bold|epi|asl|t2\*|t2star|t1.?map|t2.?map|tof|scout|local")
+
+def _words(*words: str) -> re.Pattern[str]:
+    """Match any of some words, whatever they are joined with."""
+    return re.compile(rf"(?<![a-z0-9])({'|'.join(words)})(?![a-z])")
+
+
+_FLAIR = _words("t2flair", "flair", "dark.?fluid")
+_T1 = _words("t1", "t1w", "t1ce", "t1c", "mprage", "mp2rage", "bravo", "spgr", "tfl3d")
+_T2 = _words("t2", "t2w")
+_ENHANCED = _words("gd", "gad", "gado", "ce", "t1ce", "t1c", "post", "km", r"\+c", "contrast")
+_PLAIN = _words("pre", "without", "no", "non", "native?", "wo", "w/o", "plain")
+_NO_AGENT = _words("none", "no", "null", "n/a")
+_OTHER = _words(
+    "swi", "dwi", "diff", "adc", "dti", "bold", "epi", "asl", "perf", r"t2\*", "t2star", "t1.?map",
+    "t2.?map", "tof", "scout", "localizer", "loc", "survey",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,8 +108,11 @@ def expand(archive: FileRef) -> list[FileRef]:
         If it is no zip archive, or claims more members or bytes than are allowed.
     """
     try:
+        _check_directory(archive)
         with zipfile.ZipFile(archive.path) as opened:
             members = opened.infolist()
+    except InputError:
+        raise
     except Exception as error:  # damaged archives fail in many ways
         raise InputError(f"it cannot be read as a zip archive ({type(error).__name__})") from error
     if len(members) > MAX_MEMBERS:
@@ -112,6 +130,25 @@ def expand(archive: FileRef) -> list[FileRef]:
         and not member.flag_bits & 1
         and not member.filename.lower().endswith(".zip")
     ]
+
+
+def _check_directory(archive: FileRef) -> None:
+    """Refuse a directory of members that is too large before Python reads it."""
+    size = archive.path.stat().st_size
+    with open(archive.path, "rb") as stream:
+        stream.seek(max(0, size - _MAX_COMMENT))
+        end = stream.read()
+    at, large = end.rfind(b"PK\x05\x06"), end.rfind(b"PK\x06\x06")
+    members = directory = 0
+    if 0 <= at <= len(end) - 22:
+        members, directory = struct.unpack_from("<HI", end, at + 10)
+    if 0 <= large <= len(end) - 56:  # numbers that need more bits
+        members, directory = struct.unpack_from("<QQ", end, large + 32)
+    if members > MAX_MEMBERS or directory > _MAX_DIRECTORY:
+        raise InputError(
+            f"the archive has {members} members, described in {directory} bytes; the limits are "
+            f"{MAX_MEMBERS} and {_MAX_DIRECTORY}"
+        )
 
 
 def find_series(
@@ -158,12 +195,17 @@ def _header(file: FileRef, force: bool) -> Any:
     start = file.read_start(_START)
     if not is_dicom(start) and not force:
         return None
+    whole = len(start) < _START
     try:
-        return parse(start, header_only=True, tags=_TAGS)
+        header = parse(start, header_only=True, tags=_TAGS)
     except InputError:
-        if len(start) < _START:
+        if whole:
             raise
-        return parse(file.read(), header_only=True, tags=_TAGS)
+        header = None
+    # A cut within a header is no error to pydicom: what comes late may be missing.
+    if header is None or not (whole or _number(header, "Columns")):
+        header = parse(file.read(), header_only=True, tags=_TAGS)
+    return header
 
 
 def _text(header: Any, keyword: str) -> str:
@@ -222,15 +264,23 @@ def _contrast(header: Any) -> str | None:
     said = f"{_text(header, 'SeriesDescription')} {_text(header, 'ProtocolName')}".lower()
     if _OTHER.search(said):
         return None
-    if _FLAIR.search(said):
-        return "flair"
     is_t1, is_t2 = bool(_T1.search(said)), bool(_T2.search(said))
+    if _FLAIR.search(said):
+        return None if is_t1 else "flair"  # T1 with inversion is called FLAIR, too
     if is_t1 == is_t2:
         found = None if is_t1 else _by_timing(header)
     else:
         found = "t1" if is_t1 else "t2"
-    enhanced = bool(_text(header, "ContrastBolusAgent")) or bool(_CONTRAST.search(said))
-    return "t1ce" if found == "t1" and enhanced else found
+    return _with_agent(header, said) if found == "t1" else found
+
+
+def _with_agent(header: Any, said: str) -> str | None:
+    """T1 with or without contrast agent; None where description and agent disagree."""
+    agent = _text(header, "ContrastBolusAgent").lower()
+    given = bool(agent) and not _NO_AGENT.search(agent)
+    if _PLAIN.search(said):
+        return None if given else "t1"
+    return "t1ce" if given or _ENHANCED.search(said) else "t1"
 
 
 def _by_timing(header: Any) -> str | None:

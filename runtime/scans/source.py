@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import stat
 import zipfile
@@ -82,11 +83,15 @@ class FileRef:
 
     def _read_member(self, limit: int, whole: bool = True) -> bytes:
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+            status = self.path.stat()
+            archive = _opened(self.path, status.st_mtime_ns, status.st_size)
+            with archive.open(self.member) as stream:
                 packed = archive.getinfo(self.member).compress_size
                 limit = min(limit, max(_UNPACKED, _UNPACKED_TIMES * packed))
                 # An archive's directory may promise less than is inside.
                 content = stream.read(limit + 1 if whole else limit)
+        except OSError:
+            raise
         except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError) as e:
             raise InputError(f"cannot read it from the archive {self.path.name}: {e}") from e
         except (
@@ -98,6 +103,15 @@ class FileRef:
         if len(content) > limit:
             raise InputError(f"it unpacks to more than {limit} bytes, which is the limit")
         return content
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, modified: int, size: int) -> zipfile.ZipFile:
+    """Open an archive once for all of its members, as long as it does not change.
+
+    Reading from one is safe in several threads; it is closed when it falls out of the cache.
+    """
+    return zipfile.ZipFile(path)
 
 
 def _check_regular(path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     EnhancedMRImageStorage,
@@ -263,9 +264,10 @@ def test_padding_is_no_tissue(tmp_path: Path):
         pixels[:18] = 4095
         data.PixelData = pixels.tobytes()
         data.add_new("PixelPaddingValue", "US", 4095)
+        data.RescaleSlope, data.RescaleIntercept = 1, 10
     image = read(tmp_path, series)
-    assert image.values.max() < 4095
-    assert (image.values[:, 0] <= image.values[:, 1:].min(axis=(0, 1))).all()
+    assert not image.values[:, 0].any()
+    assert image.values[:, 1:].min() >= 10
 
 
 # Rules
@@ -302,7 +304,16 @@ def shorten(series: Datasets) -> None:
     series[1].PixelData = series[1].PixelData[:-20]
 
 
+def shift(series: Datasets) -> None:
+    x, y, z = series[2].ImagePositionPatient
+    series[2].ImagePositionPatient = [x + 0.9, y, z]
+
+
 BROKEN = {
+    "shifted-slice": shift,
+    "multi-frame": lambda series: setattr(series[2], "NumberOfFrames", 2),
+    "rescale": change(ModalityLUTSequence=Sequence([])),
+    "damaged": change(HighBit=15),
     "missing-slice": lambda series: series.pop(3),
     "duplicate-position": again,
     "tilt": tilt,
@@ -352,6 +363,39 @@ def test_messages_say_what_is_wrong(tmp_path: Path):
     tilt(tilted)
     with pytest.raises(DicomError, match=r"off by 11\.3 degrees"):
         read(tmp_path / "d", tilted)
+    uneven = classic(4)
+    x, y, z = uneven[3].ImagePositionPatient
+    uneven[3].ImagePositionPatient = [x, y, z + 0.2]
+    with pytest.raises(DicomError, match=r"vary from 3 to 3\.2 mm") as caught:
+        read(tmp_path / "e", uneven)
+    assert caught.value.rule == "irregular-spacing"
+
+
+def test_one_shifted_slice_of_many_is_seen(tmp_path: Path):
+    series = classic(30, spacing=(1.0, 1.0))
+    x, y, z = series[11].ImagePositionPatient
+    series[11].ImagePositionPatient = [x, y + 0.9, z]
+    with pytest.raises(DicomError, match=r"a slice lies 0\.90 mm aside"):
+        read(tmp_path, series)
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "Modality"])
+def test_a_series_of_several_studies_or_modalities(keyword: str, tmp_path: Path):
+    series = classic()
+    setattr(series[1], keyword, "CT" if keyword == "Modality" else "9.9.9")
+    with pytest.raises(DicomError) as caught:
+        read(tmp_path, series)
+    assert caught.value.rule == "mixed-series"
+
+
+def test_several_tomographies_are_not_one(tmp_path: Path):
+    files = []
+    for number in range(2):
+        data = tomography()
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.9.{number}"
+        files += save(tmp_path / str(number), [data])
+    with pytest.raises(DicomError, match="2 objects that hold frames"):
+        read_series(files)
 
 
 def test_thickness_and_numbers_play_no_part(tmp_path: Path):
@@ -389,7 +433,63 @@ def test_jpeg_2000_that_lies_about_its_size_meets_no_decoder(tmp_path: Path):
     assert caught.value.rule == "damaged"
 
 
+def test_what_is_no_codestream_meets_no_decoder(tmp_path: Path):
+    series = classic(1)
+    compress_with_gdcm(series[0], tmp_path)
+    whole = bytes(series[0].PixelData)
+    at = whole.index(b"\xff\x4f\xff\x51")
+    three = bytearray(whole)
+    three[at + 40 : at + 42] = (3).to_bytes(2, "big")
+    for number, (content, message) in enumerate(
+        (
+            (whole[:at] + b"\0" + whole[at : at + 1] + whole[at + 2 :], "not of the kind"),
+            (bytes(three), "3 components"),
+        )
+    ):
+        series[0].PixelData = content
+        with pytest.raises(DicomError, match=message):
+            read(tmp_path / str(number), series)
+
+
+def test_run_lengths_are_bounded_by_the_pixels(tmp_path: Path):
+    series = classic(1)
+    series[0].compress(RLELossless, generate_instance_uid=False)
+    packed = next(generate_frames(series[0].PixelData, number_of_frames=1))
+    series[0].PixelData = encapsulate([packed + b"\x81\x00" * 10_000])
+    with pytest.raises(DicomError, match="longer than its pixels"):
+        read(tmp_path, series)
+
+
+def test_a_header_of_nothing_but_elements_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import berdiff.runtime.scans.dicom_bytes as dicom_bytes
+
+    monkeypatch.setattr(dicom_bytes._Counted, "left", 30)
+    with pytest.raises(DicomError, match="too many elements"):
+        read(tmp_path, classic(1))
+
+
 # Finding
+
+
+def test_a_header_with_much_before_the_image_is_read_to_its_end(tmp_path: Path):
+    data = classic(1)[0]
+    block = data.private_block(0x0021, "SOMEBODY", create=True)
+    block.add_new(1, "OB", bytes(300_000))
+    files = save(tmp_path, [data])
+    (series,), skipped = find_series(files)
+    assert (series.files, skipped) == (tuple(files), [])
+
+
+def test_directories_of_archives_are_bounded(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x", b"1")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[-10:-6] = (2**28).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match="described in 268435456 bytes"):
+        expand(FileRef(tmp_path / "a.zip"))
 
 
 def test_series_are_found_whatever_files_are_called(tmp_path: Path):
@@ -475,6 +575,14 @@ def test_another_contrast_is_a_mismatch(tmp_path: Path):
         ({"SeriesDescription": "MPRAGE"}, "t1"),
         ({"SeriesDescription": "t1_se_tra_GD"}, "t1ce"),
         ({"SeriesDescription": "t1_se", "ContrastBolusAgent": "Gadovist"}, "t1ce"),
+        ({"SeriesDescription": "t1 without contrast"}, "t1"),
+        ({"SeriesDescription": "t1_pre_contrast"}, "t1"),
+        ({"SeriesDescription": "t1_se", "ContrastBolusAgent": "NONE"}, "t1"),
+        ({"SeriesDescription": "t1 native", "ContrastBolusAgent": "Gadovist"}, None),
+        ({"SeriesDescription": "AX T1 FLAIR"}, None),
+        ({"SeriesDescription": "t2_tirm_cor"}, "t2"),
+        ({"SeriesDescription": "epilepsy t1 mprage"}, "t1"),
+        ({"SeriesDescription": "T1w_MPR"}, "t1"),
         ({"SeriesDescription": "ep2d_diff_ADC"}, None),
         ({"SeriesDescription": "t2*_swi"}, None),
         ({"SeriesDescription": "localizer t1"}, None),
