@@ -161,7 +161,7 @@ def test_asked_to_end_it_finishes_what_is_computed(
 ):
     out = tmp_path / "out"
     child = subprocess.Popen(
-        command(scans, out, "--batch-size", "1", delay=0.05),
+        command(scans, out, "--batch-size", "1", delay=0.25),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

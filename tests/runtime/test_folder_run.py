@@ -529,13 +529,13 @@ from fakes import fake_detector
 from berdiff.runtime.folder_run import run_folder
 from berdiff.runtime.run_plan import RunOptions
 options = RunOptions(resume=True, batch_size=2)
-run_folder(fake_detector(delay=0.03), sys.argv[2], sys.argv[3], options)
+run_folder(fake_detector(delay=0.06), sys.argv[2], sys.argv[3], options)
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_at_any_moment_it_finishes_with_the_same_result(scans: Path, tmp_path: Path):
-    for seed in range(10, 16):
+    for seed in range(10, 40):  # so many that it is never near its end when it is killed
         picture(scans / f"more-{seed}.png", seed)
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     run_folder(fake_detector(), scans, undisturbed)
