@@ -80,11 +80,12 @@ def run_folder(
     found = find_for(preprocessing, source, options)
     for scan in found.sources:
         check_types(scan, options.output_types, preprocessing.modalities)
+    owners = _owners(found, options.output_types)
     check_apart(source, output)
     if options.num_parts > 1:
         output = output / f"part-{options.part_id}-of-{options.num_parts}"
     with open_output(output, options.resume) as journal:
-        return _Run(detector, plan, journal, source, found, progress).execute()
+        return _Run(detector, plan, journal, source, found, owners, progress).execute()
 
 
 def find_for(preprocessing: Preprocessing, source: Path, options: RunOptions) -> Found:
@@ -115,6 +116,7 @@ class _Run:
         journal: Journal,
         source: Path,
         found: Found,
+        owners: dict[str, str],
         progress: Progress | None,
     ) -> None:
         self.detector = detector
@@ -123,7 +125,7 @@ class _Run:
         self.output = journal.folder
         self.source = source
         self.found = found
-        self.owners = _owners(found, plan.options.output_types)
+        self.owners = owners
         self.results: dict[str, ScanResult] = {}
         self.reused = 0
         self.slices_done = 0
@@ -197,7 +199,7 @@ class _Run:
             job.look(manifest.input_statistics)
         except Exception as error:  # no scan ends the run for the others
             reason, seconds = _reason(error), time.perf_counter() - start
-            self._fail(source, reason, seconds, source.digest(), "rejected")
+            self._fail(source, reason, seconds, source.digest(), rejected=True)
             return None
         job.seconds = time.perf_counter() - start
         self._spend("read", job.seconds)
@@ -257,7 +259,7 @@ class _Run:
             self._report()
 
     def _fail(
-        self, source: ScanSource, reason: str, seconds: float, sha256: str, verdict: str = ""
+        self, source: ScanSource, reason: str, seconds: float, sha256: str, rejected: bool = False
     ) -> None:
         result = ScanResult(
             name=source.name,
@@ -265,8 +267,8 @@ class _Run:
             format=source.format,
             status="failed",
             reason=reason,
-            verdict="rejected" if verdict else "",
-            verdict_reason=reason if verdict else "",
+            verdict="rejected" if rejected else "",
+            verdict_reason=reason if rejected else "",
             seconds=round(seconds, 3),
             sha256=sha256,
         )

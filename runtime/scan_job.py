@@ -98,26 +98,28 @@ class ScanJob:
         scan = read_scan(source, preprocessing)
         slices = preprocessing.clear_background(scan.slices)
         count, _, rows, columns = slices.shape
-        images = np.empty((count, preprocessing.channels, *preprocessing.size), np.float32)
-        positions: list[int] = []
+        positions = [
+            position
+            for position, image in enumerate(slices)
+            if count == 1 or not _shows_nothing(image, preprocessing)
+        ]
+        shape = (len(positions), preprocessing.channels, *preprocessing.size)
+        images = np.empty(shape, np.float32)
         inside = np.zeros((count, rows, columns), np.bool_)
-        for position, image in enumerate(slices):
-            if count > 1 and _shows_nothing(image, preprocessing):
-                continue
+        for number, position in enumerate(positions):
             try:
-                normalised = preprocessing.normalise(image)
-                images[len(positions)] = preprocessing.place(normalised, scan.spacing)
+                normalised = preprocessing.normalise(slices[position])
+                images[number] = preprocessing.place(normalised, scan.spacing)
                 inside[position] = foreground(normalised)
             except InputError as error:
                 if count == 1:
                     raise
                 raise InputError(f"slice {scan.grid.file_index(position)}: {error}") from error
-            positions.append(position)
         if not positions:
             raise InputError("no slice shows anything the model's normalisation can use")
         doubts = (*scan.doubts, *([source.mismatch] if source.mismatch else []))
         scan = dataclasses.replace(scan, slices=scan.slices[:0].copy(), doubts=doubts)
-        return cls(scan, preprocessing, images[: len(positions)], positions, inside)
+        return cls(scan, preprocessing, images, positions, inside)
 
     @property
     def name(self) -> str:

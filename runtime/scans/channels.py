@@ -40,24 +40,37 @@ def read_channels(source: ScanSource, preprocessing: Preprocessing) -> Scan:
         loading = [pool.submit(load, file) for file in source.files]
         for modality, ref, loaded in zip(source.modalities, source.files, loading, strict=True):
             try:
-                files.append(loaded.result())
-                channels.append(_on_grid_of(files[0], files[-1]))
+                file = loaded.result()
+                files.append(file)
+                check_affine(files[0].affine)
+                grid = files[0].affine, files[0].shape[:3]
+                values, moved = on_grid(_volume(file), file.affine, *grid)
             except InputError as error:
                 raise InputError(f"{modality} ({ref.label}): {error}") from error
-            if not _same_grid(files[0], files[-1]):
-                notes.append(f"{modality} was resampled to the grid of {source.modalities[0]}")
+            channels.append(values)
+            if moved:
+                notes.append(resampled_note(modality, source.modalities[0]))
     return volume_scan(source, preprocessing, files[0], channels, files, tuple(notes))
 
 
-def _on_grid_of(first: NiftiFile, file: NiftiFile) -> FloatArray:
-    """Values of `file` as ``[I, J, K]`` on the grid of `first`."""
-    values = _volume(file)
-    if file is first:
-        check_affine(file.affine)
-        return values
-    if _same_grid(first, file):
-        return values
-    return resample(values, file.affine, first.affine, first.shape[:3])
+def on_grid(
+    values: FloatArray,
+    affine: NDArray[np.float64],
+    onto: NDArray[np.float64],
+    shape: tuple[int, ...],
+) -> tuple[FloatArray, bool]:
+    """Bring a volume to a grid; return it, and whether it had to be resampled for that.
+
+    Parameters and errors are those of `resample`.
+    """
+    if _same_grid(shape, onto, values.shape, affine):
+        return values, False
+    return resample(values, affine, onto, shape), True
+
+
+def resampled_note(name: str, first: str) -> str:
+    """What a reader of the results should know of a channel that was resampled."""
+    return f"{name} was resampled to the grid of {first}"
 
 
 def _volume(file: NiftiFile) -> FloatArray:
@@ -67,7 +80,7 @@ def _volume(file: NiftiFile) -> FloatArray:
     return file.values.reshape(shape[:3])
 
 
-def same_grid(
+def _same_grid(
     shape: tuple[int, ...],
     affine: NDArray[np.float64],
     other_shape: tuple[int, ...],
@@ -80,10 +93,6 @@ def same_grid(
     corners = np.array(np.meshgrid(*ends, [1], indexing="ij")).reshape(4, -1)
     gap = np.linalg.norm(((affine - other_affine) @ corners)[:3], axis=0).max()
     return bool(gap <= _SAME_GRID * voxel_sizes(affine).min())
-
-
-def _same_grid(first: NiftiFile, file: NiftiFile) -> bool:
-    return same_grid(first.shape[:3], first.affine, file.shape[:3], file.affine)
 
 
 def resample(

@@ -323,9 +323,10 @@ def _frames(data: Any, digests: tuple[str, ...]) -> DicomImage:
     slope, intercept = _float(data, "RescaleSlope", 1.0), _float(data, "RescaleIntercept", 0.0)
     thickness = abs(_float(measures, "SliceThickness", 0.0)) or 1.0
     numbers = tuple(range(1, len(stored) + 1))
+    stacked = _stack(list(stored))
     return DicomImage(
-        values=_stack(list(stored)).astype(np.float32) * np.float32(slope) + np.float32(intercept),
-        stored=_stack(list(stored)),
+        values=stacked.astype(np.float32) * np.float32(slope) + np.float32(intercept),
+        stored=stacked,
         affine=LPS_TO_RAS @ np.diag([columns, rows, thickness, 1.0]),
         kind="frames",
         spacing=(rows, columns),

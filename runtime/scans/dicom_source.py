@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..preprocessing import Preprocessing
-from .channels import resample, same_grid
+from .channels import on_grid, resampled_note
 from .dicom import DicomImage, read_series
 from .dicom_series import DicomSeries, expand, find_series
 from .geometry import FloatArray, Grid, cut_channels, voxel_volume
@@ -198,10 +198,9 @@ def _volume(
     channels = []
     notes = []
     for number, image in enumerate(images):
-        values = image.values
-        if not same_grid(shape, first.affine, values.shape, image.affine):
-            values = resample(values, image.affine, first.affine, shape)
-            notes.append(f"{names[number]} was resampled to the grid of {names[0]}")
+        values, moved = on_grid(image.values, image.affine, first.affine, shape)
         channels.append(values)
+        if moved:
+            notes.append(resampled_note(names[number], names[0]))
     slices, spacing, to_file = cut_channels(channels, first.affine, preprocessing.orientation)
     return slices, Grid("volume", shape, first.affine, to_file), spacing, tuple(notes)

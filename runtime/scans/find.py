@@ -123,7 +123,8 @@ def find_files(path: Path) -> list[Path]:
         return found
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    return [file_source(path).files[0].path]
+    file_source(path)  # refuses what is no scan by its name
+    return [path]
 
 
 def list_files(folder: Path) -> list[Path]:
