@@ -64,7 +64,8 @@ class Journal(Closing):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._stream = open(folder / JOURNAL_NAME, "a+b")  # noqa: SIM115 (closed by close)
+        # Unbuffered: what a full disk refused must not wait to be written after a later line.
+        self._stream = open(folder / JOURNAL_NAME, "a+b", buffering=0)  # noqa: SIM115
         try:
             self._lock()
             self.records = self._read()
@@ -77,11 +78,16 @@ class Journal(Closing):
         self._stream.close()
 
     def add(self, record: Record) -> None:
-        """Append a record; it is on the disk when this returns."""
-        line = json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n"
-        self._stream.write(line.encode("ascii"))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        """Append a record: it is on the disk when this returns, and not begun if this raises."""
+        line = memoryview((json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n").encode())
+        before = self._stream.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self._stream.write(line) :]
+            os.fsync(self._stream.fileno())
+        except OSError:
+            self._stream.truncate(before)
+            raise
         self.records[record.result.input] = record
 
     def intact(self, record: Record) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,29 @@ def test_a_torn_last_line_is_dropped_and_never_glued_to_the_next(lost: int, tmp_
     path.write_bytes(whole[: max(len(whole) - lost, length)])
     with Journal(tmp_path) as journal:
         assert journal.records == {"a.png": record("a")}
+        journal.add(record("c"))
+    with Journal(tmp_path) as journal:
+        assert journal.records == {"a.png": record("a"), "c.png": record("c")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+@pytest.mark.parametrize("room", [0, 1, 200])
+def test_what_does_not_fit_is_not_begun(room: int, tmp_path: Path):
+    """On a disk with some room left, a line must not stay half written for the next to follow."""
+    import resource
+
+    with Journal(tmp_path) as journal:
+        journal.add(record("a"))
+        whole = (tmp_path / JOURNAL_NAME).read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + room, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                journal.add(record("b"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / JOURNAL_NAME).read_bytes() == whole
+        assert "b.png" not in journal.records
         journal.add(record("c"))
     with Journal(tmp_path) as journal:
         assert journal.records == {"a.png": record("a"), "c.png": record("c")}
