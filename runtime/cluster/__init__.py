@@ -1,0 +1,1 @@
+"""Many machines, through Ray: a folder run over a cluster, and engines for a fleet."""
