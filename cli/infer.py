@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cluster_options import (
+    ClusterAddress,
+    ClusterRequest,
+    Detectors,
+    Devices,
+    GpusPerDetector,
+    conclude_cluster,
+)
 from .options import Backend, BatchSize, Device, FlipThreshold, NoiseLevel, Seed, Steps, Threads
 
 if TYPE_CHECKING:
@@ -95,6 +103,10 @@ def infer(
     resume: Annotated[
         bool, typer.Option("--continue", help="Go on with a run that was interrupted.")
     ] = False,
+    cluster: ClusterAddress = None,
+    devices: Devices = None,
+    detectors: Detectors = None,
+    gpus_per_detector: GpusPerDetector = 1.0,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
 ) -> None:
     """Find anomalies in a scan or a folder of scans.
@@ -122,10 +134,19 @@ def infer(
         workers=workers,
         memory=memory * _MIB,
     )
+    request = ClusterRequest(cluster, devices, detectors, gpus_per_detector, device, threads)
     if dry_run:
         _list(model, source, options)
         return
-    _run(model, source, output, options, (backend, device, threads), report)
+    if request.asked:
+        summary = _run_on_cluster(model, source, output, options, backend, request)
+    else:
+        summary = _run(model, source, output, options, (backend, device, threads))
+    if report and summary.ok:
+        from berdiff.runtime.report import write_report
+
+        write_report(summary.output)
+    _conclude(summary)
 
 
 def _run(
@@ -134,30 +155,50 @@ def _run(
     output: Path,
     options: RunOptions,
     engine: tuple[str, str, int | None],
-    report: bool,
-) -> None:
-    import logging
-    import signal
-    import warnings
-
+) -> RunSummary:
+    """Run in this process."""
     from berdiff.runtime.detector import Detector
     from berdiff.runtime.folder_run import run_folder
+    from berdiff.runtime.scans import hide_names
 
     from .progress import scan_progress
 
-    # What these libraries complain of, they quote, and it may be a name.
-    warnings.filterwarnings("ignore", module=r"pydicom|highdicom")
-    for name in ("pydicom", "highdicom"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Schedulers ask with SIGTERM before they kill: end as with Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hide_names()
+    _end_when_asked()
     with Detector.open(model, *engine) as detector, scan_progress() as progress:
-        summary = run_folder(detector, source, output, options, progress)
-    if report and summary.ok:
-        from berdiff.runtime.report import write_report
+        return run_folder(detector, source, output, options, progress)
 
-        write_report(summary.output)
-    _conclude(summary)
+
+def _run_on_cluster(
+    model: Path,
+    source: Path,
+    output: Path,
+    options: RunOptions,
+    backend: str,
+    request: ClusterRequest,
+) -> RunSummary:
+    """Run on the nodes of a cluster."""
+    from berdiff.runtime.bundle import Bundle
+    from berdiff.runtime.cluster.cluster_run import BundleEverywhere, run_on_cluster
+    from berdiff.runtime.scans import hide_names
+
+    hide_names()
+    bundle = Bundle.open(model)
+    with request.connect() as (cluster, where):
+        _end_when_asked()  # after Ray, which has its own idea of it
+        threads = None if request.on_gpu else int(where.need.cpus)
+        device = "cuda" if request.on_gpu else request.device
+        detector = BundleEverywhere(bundle, backend, device, threads)
+        summary, tally = run_on_cluster(cluster, detector, source, output, options, where)
+    conclude_cluster(tally)
+    return summary
+
+
+def _end_when_asked() -> None:
+    """Schedulers ask with SIGTERM before they kill: end as with Ctrl-C."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _output_types(given: list[str] | None) -> tuple[str, ...]:
@@ -171,7 +212,7 @@ def _list(model: Path, source: Path, options: RunOptions) -> None:
 
     from berdiff.runtime.bundle import Bundle
     from berdiff.runtime.errors import PartialFailure
-    from berdiff.runtime.folder_run import find_for
+    from berdiff.runtime.run_ledger import find_for
     from berdiff.runtime.writers import check_types
 
     options.check()

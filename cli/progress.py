@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def scan_progress() -> Iterator[Callable[[int, int, int], None] | None]:
-    """Yield a function to call with (scans done, scans in all, slices done), or None."""
+def scan_progress() -> Iterator[Callable[..., None] | None]:
+    """Yield a function to call with (scans done, scans in all, slices done, a few words)."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -26,7 +26,8 @@ def scan_progress() -> Iterator[Callable[[int, int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
 
-        def show(done: int, total: int, slices: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{slices} slices")
+        def show(done: int, total: int, slices: int, more: str = "") -> None:
+            described = f"{slices} slices" + (f", {more}" if more else "")
+            bar.update(task, completed=done, total=total, description=described)
 
         yield show

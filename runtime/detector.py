@@ -19,6 +19,7 @@ from .manifest import AnomalyMapKind, SamplingDefaults
 from .philox import PhiloxNoise
 from .preprocessing import Preprocessing, foreground
 from .sampler import Sampler
+from .sampling_settings import fill_settings, make_sampler
 from .walk import timed, walk
 
 FloatArray = NDArray[np.float32]
@@ -149,41 +150,12 @@ class Detector(Closing):
         flip_threshold: float | None = None,
         anomaly_map: AnomalyMapKind | None = None,
     ) -> SamplingDefaults:
-        """Fill in the bundle's defaults where an argument is None.
-
-        The bundle's number of steps belongs to its noise level: with another noise level and no
-        steps given, the number is kept where it fits and lowered to the noise level otherwise.
-        """
-        defaults = self.bundle.manifest.sampling
-        level = defaults.noise_level if noise_level is None else noise_level
-        count = defaults.steps if steps is None else steps
-        if steps is None and count is not None:
-            count = min(count, level)
-        try:
-            return replace(
-                defaults,
-                noise_level=level,
-                steps=count,
-                flip_threshold=(
-                    defaults.flip_threshold if flip_threshold is None else flip_threshold
-                ),
-                anomaly_map=defaults.anomaly_map if anomaly_map is None else anomaly_map,
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        """Fill in the bundle's defaults where an argument is None; see `fill_settings`."""
+        return fill_settings(self.bundle, noise_level, steps, flip_threshold, anomaly_map)
 
     def sampler(self, settings: SamplingDefaults) -> Sampler:
         """Return the sampling loop for given settings."""
-        try:
-            return Sampler(
-                schedule=self.schedule,
-                noise_level=settings.noise_level,
-                steps=settings.steps,
-                flip_threshold=settings.flip_threshold,
-                forward_noise=self.bundle.manifest.forward_noise,
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        return make_sampler(self.bundle, settings)
 
     def detect(
         self,

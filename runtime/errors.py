@@ -30,10 +30,15 @@ class MissingDependency(BerdiffError):
     """An optional library is needed and not installed."""
 
     def __init__(self, module: str, extra: str, hint: str = "") -> None:
+        self._given = (module, extra, hint)
         super().__init__(
             f"this needs the Python package '{module}', which is not installed; "
             f"install it with: pip install 'berdiff[{extra}]'" + (f". {hint}" if hint else "")
         )
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Let it travel between processes."""
+        return type(self), self._given
 
 
 def optional(module: str, extra: str) -> ModuleType:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from berdiff import __version__
 
-from .detector import Detector
+from .bundle import Bundle
+from .detector_record import DetectorRecord
 from .errors import InputError
 from .manifest import SamplingDefaults
 from .provenance import Provenance
+from .sampling_settings import fill_settings, make_sampler
 from .scan_job import ThresholdSource
 from .scans import InputFormat
 from .writers import OUTPUT_TYPES, OutputType
@@ -96,6 +98,24 @@ class RunOptions:
                 f"{', '.join(OUTPUT_TYPES)}"
             )
 
+    def settings(self, bundle: Bundle) -> SamplingDefaults:
+        """Settings of the loop with a bundle, none of them left open.
+
+        Raises
+        ------
+        InputError
+            If an option is out of range.
+        """
+        self.check()
+        settings = fill_settings(
+            bundle,
+            noise_level=self.noise_level,
+            steps=self.steps,
+            flip_threshold=self.flip_threshold,
+        )
+        make_sampler(bundle, settings)  # refuses what is out of range, before anything is written
+        return settings
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -122,7 +142,7 @@ class RunPlan:
     warnings: tuple[str, ...]
 
     @classmethod
-    def make(cls, detector: Detector, options: RunOptions) -> RunPlan:
+    def make(cls, detector: DetectorRecord, options: RunOptions) -> RunPlan:
         """Resolve options against a detector.
 
         Raises
@@ -130,18 +150,12 @@ class RunPlan:
         InputError
             If one is out of range.
         """
-        options.check()
-        settings = detector.settings(
-            noise_level=options.noise_level,
-            steps=options.steps,
-            flip_threshold=options.flip_threshold,
-        )
-        detector.sampler(settings)  # refuses what is out of range, before anything is written
-        threshold, warnings = _threshold(detector, options, settings)
+        settings = options.settings(detector.bundle)
+        threshold, warnings = _threshold(detector.bundle, options, settings)
         decisive = {
             "berdiff": __version__,
-            "backend": detector.backend.name,
-            "device": detector.backend.device,
+            "backend": detector.backend,
+            "device": detector.device,
             "seed": options.seed,
             "settings": dataclasses.asdict(settings),
             "threshold": threshold,
@@ -152,15 +166,15 @@ class RunPlan:
         return cls(options, settings, threshold, digest, warnings)
 
     def provenance(
-        self, detector: Detector, threshold: tuple[float, ThresholdSource], sha256: str
+        self, detector: DetectorRecord, threshold: tuple[float, ThresholdSource], sha256: str
     ) -> Provenance:
         """What made the results of one scan."""
         return Provenance(
             model=detector.bundle.manifest.name,
             bundle=detector.bundle.digest,
             software=__version__,
-            backend=detector.backend.name,
-            device=detector.backend.device,
+            backend=detector.backend,
+            device=detector.device,
             seed=self.options.seed,
             settings=dataclasses.asdict(self.settings),
             threshold=threshold[0],
@@ -170,12 +184,12 @@ class RunPlan:
 
 
 def _threshold(
-    detector: Detector, options: RunOptions, settings: SamplingDefaults
+    bundle: Bundle, options: RunOptions, settings: SamplingDefaults
 ) -> tuple[tuple[float, ThresholdSource] | None, tuple[str, ...]]:
     """The threshold for all scans, None for Otsu's; and what the user should know about it."""
     if options.threshold is not None:
         return (options.threshold, "option"), ()
-    calibrated = detector.bundle.manifest.threshold
+    calibrated = bundle.manifest.threshold
     if calibrated is None:
         return None, ()
     name = calibrated.mismatch(settings)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .detector import Detector
+from .detector_record import DetectorRecord
 from .environment import machine, software
 from .files import write_atomic
 from .results import RunSummary
@@ -18,13 +18,14 @@ from .run_plan import RunPlan
 
 def write_run_record(
     folder: Path,
-    detector: Detector,
+    detector: DetectorRecord,
     plan: RunPlan,
     summary: RunSummary,
     source: Path,
     ignored: tuple[tuple[str, str], ...],
     started: float,
     timings: Mapping[str, float],
+    cluster: Mapping[str, object] | None = None,
 ) -> None:
     """Write ``run.json``.
 
@@ -46,6 +47,8 @@ def write_run_record(
         Start of the run, seconds since the epoch.
     timings : mapping of str to float
         Seconds per stage, over all scans of this run.
+    cluster : mapping, optional
+        Where it ran, and what was lost there, where that was not one process.
     """
     now = datetime.now(timezone.utc)
     begin = datetime.fromtimestamp(started, timezone.utc)
@@ -53,9 +56,9 @@ def write_run_record(
     record = {
         "software": software(),
         "platform": machine(),
-        "backend": detector.backend.name,
-        "device": detector.backend.device,
-        "engine": detector.backend.describe(),
+        "backend": detector.backend,
+        "device": detector.engine.get("device", detector.device),
+        "engine": detector.engine,
         "bundle": {
             "path": str(bundle.path),
             "name": bundle.manifest.name,
@@ -89,6 +92,7 @@ def write_run_record(
             "ignored_files": len(ignored),
         },
         "failed": {result.input: result.reason for result in summary.failed},
+        "cluster": cluster,
         # Counted, not named: folders of scans are named after people all too often.
         "ignored_files": dict(Counter(reason for _, reason in ignored)),
     }

@@ -18,6 +18,7 @@ from .find import (
     scan_names,
 )
 from .geometry import Grid
+from .privacy import hide_names
 from .scan import Scan, check_content
 from .source import FileRef, ScanSource
 
@@ -33,6 +34,7 @@ __all__ = [
     "file_source",
     "find_files",
     "find_scans",
+    "hide_names",
     "read_scan",
     "scan_names",
 ]

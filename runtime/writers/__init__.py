@@ -118,6 +118,30 @@ def write_results_of(
     return names
 
 
+def describe_results(
+    folder: Path, source: ScanSource, types: tuple[OutputType, ...], model: str
+) -> None:
+    """Write what describes the results of several scans together, unless it is there already.
+
+    Not for several threads or processes at once.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    source : ScanSource
+        One of the scans.
+    types : tuple of str
+        Output types asked for.
+    model : str
+        Name of the bundle.
+    """
+    if "bids" in types:
+        from .bids import describe
+
+        describe(folder, source, model)
+
+
 def _writer(kind: OutputType) -> Any:
     """The module that writes a type; none of them is loaded before it is needed."""
     if kind == "nifti":

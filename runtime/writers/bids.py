@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+
+from berdiff import __version__
 
 from ..files import write_atomic
 from ..provenance import NOTICE, Provenance
@@ -38,7 +39,6 @@ _DESCRIPTION = "dataset_description.json"
 _IGNORED = ".bidsignore"
 _LINK = "raw"
 _LINKS = ("DatasetLinks", "SourceDatasets")
-_describing = threading.Lock()
 
 
 def files(source: ScanSource) -> list[str]:
@@ -56,7 +56,7 @@ def files(source: ScanSource) -> list[str]:
 
 
 def write(folder: Path, job: ScanJob, mask: NDArray[np.bool_], made_by: Provenance) -> list[str]:
-    """Write the maps of a scan on its own grid, and describe the dataset.
+    """Write the maps of a scan on its own grid.
 
     Every image has three axes, as the standard wants it: axes of length 1 that the input has
     after them are left out, and an image of two axes gets a third.
@@ -64,8 +64,7 @@ def write(folder: Path, job: ScanJob, mask: NDArray[np.bool_], made_by: Provenan
     Returns
     -------
     list of str
-        What was written for the scan, below `folder`; the description of the dataset belongs to
-        no scan.
+        What was written for the scan, below `folder`.
 
     Raises
     ------
@@ -80,7 +79,6 @@ def write(folder: Path, job: ScanJob, mask: NDArray[np.bool_], made_by: Provenan
         record = _sidecar(source, part, entities, made_by)
         write_atomic(folder / _sidecar_of(image), _as_json(record))
         written += [image, _sidecar_of(image)]
-    _describe(folder, names, source, made_by)
     return written
 
 
@@ -144,33 +142,43 @@ def _generated_by(made_by: Provenance) -> dict[str, Any]:
     return {"Name": "berdiff", "Version": described.pop("software"), **described}
 
 
-def _describe(folder: Path, names: Names, source: ScanSource, made_by: Provenance) -> None:
-    """Let the dataset say what it is, unless it does already; several threads finish scans."""
+def describe(folder: Path, source: ScanSource, model: str) -> None:
+    """Let the dataset that a scan's results are part of say what it is, unless it does already.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    source : ScanSource
+        The scan.
+    model : str
+        Name of the bundle.
+    """
+    names = Names.of(source)
     own = folder / names.folder
     record: dict[str, Any] = {
-        "Name": f"Anomaly maps by {made_by.model}",
+        "Name": f"Anomaly maps by {model}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [
             {
                 "Name": "berdiff",
-                "Version": made_by.software,
+                "Version": __version__,
                 "Description": f"Masked Bernoulli diffusion. {NOTICE}",
             }
         ],
     }
-    with _describing:
-        if source.entities:
-            link = _link(Names.dataset(source), own)
-            record |= {"DatasetLinks": {_LINK: link}, "SourceDatasets": [{"URL": link}]}
-        else:
-            # Scans of a dataset may lie beside: what their sidecars refer to has to stay.
-            there = _described(own / _DESCRIPTION)
-            record |= {name: there[name] for name in _LINKS if name in there}
-        _keep(own / "README", _README.encode("ascii"))
-        _keep(own / _DESCRIPTION, _as_json(record))
-        if names.folder != FOLDER:
-            _set_apart(folder / FOLDER, names.folder.split("/")[1])
+    if source.entities:
+        link = _link(Names.dataset(source), own)
+        record |= {"DatasetLinks": {_LINK: link}, "SourceDatasets": [{"URL": link}]}
+    else:
+        # Scans of a dataset may lie beside: what their sidecars refer to has to stay.
+        there = _described(own / _DESCRIPTION)
+        record |= {name: there[name] for name in _LINKS if name in there}
+    _keep(own / "README", _README.encode("ascii"))
+    _keep(own / _DESCRIPTION, _as_json(record))
+    if names.folder != FOLDER:
+        _set_apart(folder / FOLDER, names.folder.split("/")[1])
 
 
 def _keep(path: Path, content: bytes) -> None:

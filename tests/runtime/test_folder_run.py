@@ -413,13 +413,13 @@ def test_two_runs_never_share_an_output(scans: Path, tmp_path: Path):
 def test_a_full_disk_says_how_to_go_on(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import berdiff.runtime.folder_run as folder_run
+    import berdiff.runtime.scan_work as scan_work
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_run, "write_results_of", full)
+        patch.setattr(scan_work, "write_results_of", full)
         with pytest.raises(BerdiffError, match=r"No space left on device.*--continue"):
             run_folder(fake_detector(), scans, tmp_path / "out")
     summary = run_folder(fake_detector(), scans, tmp_path / "out", RunOptions(resume=True))
