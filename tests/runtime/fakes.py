@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +15,7 @@ from numpy.typing import NDArray
 
 from berdiff.runtime.bundle import Bundle
 from berdiff.runtime.detector import Detector
+from berdiff.runtime.errors import BackendError
 from berdiff.runtime.manifest import (
     SCHEMA_VERSION,
     CodeShape,
@@ -30,14 +36,28 @@ class FakeBackend:
     name = "fake"
     device = "cpu"
 
-    def __init__(self, channels: int, delay: float = 0.0, answer_nan: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        delay: float = 0.0,
+        answer_nan: bool = False,
+        deadly_above: float = np.inf,
+        broken_above: float = np.inf,
+    ) -> None:
         self.channels = channels
         self.delay = delay
         self.answer_nan = answer_nan
+        self.deadly_above = deadly_above
+        self.broken_above = broken_above
         self.batches: list[int] = []
 
     def encode(self, images: FloatArray) -> FloatArray:
         time.sleep(self.delay * len(images))
+        brightest = images.mean(axis=(1, 2, 3)).max()
+        if brightest > self.deadly_above:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if brightest > self.broken_above:
+            raise BackendError("the fake network is broken")
         self.batches.append(len(images))
         n, c, h, w = images.shape
         blocks = images.reshape(n, c, h // FACTOR, FACTOR, w // FACTOR, FACTOR)
@@ -85,3 +105,18 @@ def fake_detector(
     )
     backend = FakeBackend(pre.channels, **behaviour)  # type: ignore[arg-type]
     return Detector(Bundle(Path("fake"), manifest, digest), backend)
+
+
+@dataclass
+class FakeEverywhere:
+    """The fake detector on the nodes of a cluster; behaviour as `FakeBackend` takes it."""
+
+    preprocessing: Preprocessing | None = None
+    behaviour: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def bundle(self) -> Bundle:
+        return fake_detector(self.preprocessing).bundle
+
+    def share(self, cluster: object) -> Callable[[], Detector]:
+        return functools.partial(fake_detector, self.preprocessing, **self.behaviour)
