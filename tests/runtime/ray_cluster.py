@@ -1,62 +1,61 @@
-"""Real Ray clusters for tests: several nodes on one machine, each a raylet of its own."""
+"""Real Ray clusters of several nodes on one machine, for tests: each node is a raylet of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
+HERE = Path(__file__).parent
 
-from berdiff.runtime.cluster import connection
-
-HERE = Path(__file__).resolve().parent
+# Loopback only, nothing reported to anybody; workers import the tests' modules.
+SETTINGS = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(HERE), str(HERE.parent / "reference"), os.environ.get("PYTHONPATH")])
+    ),
+    # A node that does not answer is taken for dead after some seconds, not after half a minute.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 
 @contextlib.contextmanager
 def ray_cluster(nodes: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Start a cluster and end it.
+    """Start a cluster; yield its address and Ray's `Cluster`, which adds and removes nodes.
 
-    Parameters
-    ----------
-    nodes : list of dict
-        What each node is started with: num_cpus, num_gpus, resources, labels. The first is the
-        head, which the driver attaches to and which cannot be removed.
-
-    Yields
-    ------
-    str
-        Address for `Cluster.open`.
-    ray.cluster_utils.Cluster
-        To add and remove nodes. Those that it lists are in the order of `nodes` but for the head
-        as a set: keep what `add_node` returns where that matters.
+    The head has no CPUs, so that nothing runs there. Each of `nodes` is what `Cluster.add_node`
+    takes, such as ``{"num_cpus": 2, "resources": {"sm_89": 1}, "labels": {"gpu": "a"}}``. This
+    process is not connected: open the address.
     """
-    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    settings = {
-        **connection._SILENT,
-        **connection._PRIVATE,
-        # Ray reads its token once per process: that of this process's local clusters.
-        "RAY_AUTH_TOKEN": connection._token(),
-        # What the workers of all nodes inherit: modules of tests can be imported there.
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        # Not earlier: Ray decides when it is loaded whether it uses tokens.
-        ray = pytest.importorskip("ray")
-        cluster_utils = pytest.importorskip("ray.cluster_utils")
-        head, *others = nodes
-        cluster = cluster_utils.Cluster(
-            initialize_head=True, head_node_args={"include_dashboard": False, **head}
+    before = {name: os.environ.get(name) for name in SETTINGS}
+    os.environ.update(SETTINGS)
+    try:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
         try:
-            for node in others:
+            for node in nodes:
                 cluster.add_node(**node)
+            cluster.wait_for_nodes()
             yield cluster.address, cluster
         finally:
             ray.shutdown()
-            for node in [*cluster.worker_nodes, cluster.head_node]:
-                cluster.remove_node(node, allow_graceful=False)
+            cluster.shutdown()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
