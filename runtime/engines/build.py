@@ -92,10 +92,10 @@ def build_engines(
     trt, gpu = check_build(
         library, target=target, options=options, device=device, timing_cache=timing_cache
     )
-    chosen = target or (PORTABLE if gpu is None else gpu.architecture)
+    chosen = built_for(target, gpu)
     key = engine_key(bundle, library, chosen, gpu, options)
     folder = bundle.path / ENGINES_FOLDER / key
-    stored = _stored(folder)
+    stored = intact_engine(folder)
     if stored is not None:
         return Built(stored, new=False)
     job = Job(library, trt, bundle, chosen, gpu, options, timing_cache, progress)
@@ -137,7 +137,12 @@ def check_build(
     return trt, gpu
 
 
-def _stored(folder: Path) -> StoredEngine | None:
+def built_for(target: str | None, gpu: Gpu | None) -> str:
+    """Name what is built: the target asked for, the GPU it is built on, or any from Ampere on."""
+    return target or (PORTABLE if gpu is None else gpu.architecture)
+
+
+def intact_engine(folder: Path) -> StoredEngine | None:
     """What an earlier build of the same key left; where that is damaged, remove it."""
     if not (folder / SIDECAR_NAME).is_file():
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import re
@@ -173,10 +174,18 @@ def onnx_digests(bundle: Bundle) -> dict[str, str]:
 
 
 def engine_key(
-    bundle: Bundle, library: Library, target: str, gpu: Gpu | None, options: BuildOptions
+    bundle: Bundle,
+    library: Library,
+    target: str,
+    gpu: Gpu | None,
+    options: BuildOptions,
+    version: str | None = None,
 ) -> str:
-    """Name of the folder for an engine: readable, and different where the engine would be."""
-    parts = [library.name, library.version, target]
+    """Name of the folder for an engine: readable, and different where the engine would be.
+
+    `version` is that of the library where it builds elsewhere; None: of the one installed here.
+    """
+    parts = [library.name, version or library.version, target]
     if gpu is not None and options.hardware_compatibility == "none":
         parts.append(re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-"))
     parts += [bundle.manifest.precision, "b" + "-".join(map(str, options.dynamic_batch))]
@@ -221,6 +230,17 @@ def read_engine(folder: Path) -> StoredEngine:
     if problem:
         raise BackendError(f"{file}: {problem}; remove the folder {folder} and build again")
     return StoredEngine(folder, sidecar, sha256_file(file))
+
+
+def intact_keys(bundle: Bundle) -> frozenset[str]:
+    """Keys of the engines in a bundle that are as they were written."""
+    root = bundle.path / ENGINES_FOLDER
+    intact = set()
+    for folder in root.iterdir() if root.is_dir() else ():
+        with contextlib.suppress(BackendError, OSError):
+            read_engine(folder).check()
+            intact.add(folder.name)
+    return frozenset(intact)
 
 
 def find_engine(bundle: Bundle, library: Library, gpu: Gpu) -> StoredEngine:
