@@ -28,9 +28,9 @@ class SharedBundle:
     digest : str
         Digest of the bundle.
     key : str
-        SHA-256 over the names and digests of all of its files, engines included.
+        SHA-256 over the names and digests of all files that were shared.
     files : dict of str to ObjectRef
-        Content of every file in Ray's object store, by path in the bundle; empty where all nodes
+        Content of each of them in Ray's object store, by path in the bundle; empty where all nodes
         are on one machine.
     """
 
@@ -78,8 +78,8 @@ class SharedBundle:
                 file.write_bytes(ray.get(reference))
 
 
-def share(bundle: Bundle, cluster: Cluster) -> SharedBundle:
-    """Make a bundle available to the nodes of a cluster: with its engines, once per node.
+def share(bundle: Bundle, cluster: Cluster, *, engines: bool = True) -> SharedBundle:
+    """Make a bundle available to the nodes of a cluster, once per node.
 
     Parameters
     ----------
@@ -87,11 +87,13 @@ def share(bundle: Bundle, cluster: Cluster) -> SharedBundle:
         Opened, that is, checked.
     cluster : Cluster
         Where it will be opened.
+    engines : bool
+        Whether its engines go with it.
     """
     names = [MANIFEST_NAME, *bundle.manifest.files]
-    engines = bundle.path / ENGINES_FOLDER
-    if engines.is_dir():
-        found = (file for file in engines.glob("*/*") if file.is_file() and not file.is_symlink())
+    folder = bundle.path / ENGINES_FOLDER
+    if engines and folder.is_dir():
+        found = (file for file in folder.glob("*/*") if file.is_file() and not file.is_symlink())
         names += [file.relative_to(bundle.path).as_posix() for file in found]
     names.sort()
     digests = [(name, sha256_file(bundle.path / name)) for name in names]
