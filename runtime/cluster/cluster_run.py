@@ -341,7 +341,9 @@ class _ClusterRun:
             self.ration.again(group.sources)
             return
         for source in group.sources:
-            if self.ration.blame(source) >= FATAL_DEATHS:
+            if self.ration.blame(source) < FATAL_DEATHS:
+                self.ration.again([source])
+            else:
                 self.tally.quarantined.append(source.key)
                 self.ledger.accept(failure(source, f"set aside: {reason}"))
 

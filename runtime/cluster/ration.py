@@ -75,12 +75,12 @@ class Ration:
         return Group.of((self.suspects.popleft(),), self._marker) if self.suspects else None
 
     def again(self, sources: Iterable[ScanSource]) -> None:
-        """Take back scans that were not done, through no fault of theirs."""
+        """Take back scans that were not done; those that were blamed are under suspicion."""
         for source in sources:
             (self.suspects if self._blame[source.key] else self._returned).append(source)
 
     def blame(self, source: ScanSource) -> int:
-        """Take back a scan whose worker died; return how often that was so."""
+        """Note that a worker died while it had a scan; return how often that was so."""
         self._blame[source.key] += 1
         return self._blame[source.key]
 
