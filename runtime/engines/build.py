@@ -17,7 +17,7 @@ from .compile import Job, Progress, build_network
 from .gpu import Gpu, gpu_here
 from .inspection import TYPE_OF
 from .library import TENSORRT_RTX, Library
-from .options import PORTABLE, BuildOptions, check_target
+from .options import PORTABLE, BuildOptions, check_options, check_target
 from .store import (
     ENGINES_FOLDER,
     NETWORKS,
@@ -126,14 +126,9 @@ def check_build(
         The loaded library, and the GPU it will build on, where it needs one.
     """
     check_target(library, target)
-    smallest, usual, largest = options.dynamic_batch
-    if smallest != 1:
-        raise BackendError(
-            f"got batches from {smallest}, expected from 1: the last batch of a scan may hold a "
-            f"single slice; give --dynamic-batch 1,{usual},{largest}"
-        )
+    check_options(library, options, timing_cache)
     trt, gpu = _ready(library, device)
-    _check_options(library, trt, options, timing_cache)
+    _check_release(trt, options)
     return trt, gpu
 
 
@@ -203,27 +198,9 @@ def _ready(library: Library, device: str) -> tuple[ModuleType, Gpu | None]:
     return trt, gpu
 
 
-def _check_options(
-    library: Library, trt: ModuleType, options: BuildOptions, timing_cache: Path | None
-) -> None:
-    """Refuse options that the library would ignore."""
-    if library is TENSORRT_RTX:
-        for name, given, reason in (
-            ("--timing-cache", timing_cache is not None, "it times nothing while it builds"),
-            (
-                "--builder-optimization-level",
-                options.builder_optimization_level is not None,
-                "its engines are the same at every level",
-            ),
-            (
-                "--hardware-compatibility",
-                options.hardware_compatibility != "none",
-                f"--target says what it builds for, and without one the engine is for {PORTABLE}",
-            ),
-        ):
-            if given:
-                raise BackendError(f"{name} does nothing with {library.name}: {reason}")
-    elif options.hardware_compatibility == "same-cc" and not hasattr(
+def _check_release(trt: ModuleType, options: BuildOptions) -> None:
+    """Refuse options that this release of the library does not know."""
+    if options.hardware_compatibility == "same-cc" and not hasattr(
         trt.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY"
     ):
         raise BackendError(

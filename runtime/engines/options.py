@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import BackendError
@@ -121,3 +122,38 @@ def check_target(library: Library, target: str | None) -> None:
         f"tensorrt-rtx builds for {', '.join(RTX_TARGETS)} (default: {PORTABLE}, one engine for "
         f"all of them but sm_75), not for {target!r}. {advice}"
     )
+
+
+def check_options(
+    library: Library, options: BuildOptions, timing_cache: Path | None = None
+) -> None:
+    """Refuse options that cannot be used with a bundle, or that a library would ignore.
+
+    Raises
+    ------
+    BackendError
+        Naming the option as it is on the command line.
+    """
+    smallest, usual, largest = options.dynamic_batch
+    if smallest != 1:
+        raise BackendError(
+            f"got batches from {smallest}, expected from 1: the last batch of a scan may hold a "
+            f"single slice; give --dynamic-batch 1,{usual},{largest}"
+        )
+    if library is not TENSORRT_RTX:
+        return
+    for name, given, reason in (
+        ("--timing-cache", timing_cache is not None, "it times nothing while it builds"),
+        (
+            "--builder-optimization-level",
+            options.builder_optimization_level is not None,
+            "its engines are the same at every level",
+        ),
+        (
+            "--hardware-compatibility",
+            options.hardware_compatibility != "none",
+            f"--target says what it builds for, and without one the engine is for {PORTABLE}",
+        ),
+    ):
+        if given:
+            raise BackendError(f"{name} does nothing with {library.name}: {reason}")
