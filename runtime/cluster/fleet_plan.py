@@ -234,10 +234,11 @@ def _load(text: str, where: str) -> Any:
 def _identity(target: FleetTarget) -> tuple[object, ...]:
     """What makes its engine another one; where it is built on a GPU, so does the place."""
     options = repr((target.options((1, 1, 1)), target.dynamic_batch is None))
+    common = (target.engine, target.library_version, target.precision, options)
     if target.library is TENSORRT_RTX:
-        return (target.engine, target.target or PORTABLE, target.library_version, options)
-    place = repr((target.gpu, sorted(target.resources.items()), sorted(target.labels.items())))
-    return (target.engine, target.target, target.library_version, options, place)
+        return (*common, target.target or PORTABLE)
+    place = (target.gpu, sorted(target.resources.items()), sorted(target.labels.items()))
+    return (*common, target.target, repr(place))
 
 
 def _check_amounts(resources: dict[str, float], cpus: float) -> None:

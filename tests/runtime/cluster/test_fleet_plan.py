@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_what_makes_two_engines_of_one_library(tmp_path: Path) -> None:
-    others = ("gpu: L4", "labels: {a: b}", "resources: {a: 1}", "dynamic_batch: [1, 2, 4]")
+    others = ("gpu: L4", "labels: {a: b}", "resources: {a: 1}", "precision: fp16")
     listed = [f"{{name: n{i}, engine: tensorrt, {keys}}}" for i, keys in enumerate(others)]
     assert len(read(tmp_path, f"targets: [{{{TRT}}}, {', '.join(listed)}]").targets) == 5
 
