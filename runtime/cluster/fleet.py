@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -232,26 +232,27 @@ class _Site(Closing):
             answer: Answer = ray.get(task.answer)
         except ray.exceptions.RayError as error:
             return TargetResult(name, "failed", reason=_said(error))
-        node = self._nodes.get(answer.node)
-        place = {"node": answer.node, "host": node.name if node else ""}
         problem = answer.problem
         try:
             if answer.built:
-                return self._store(task, answer, place)
-            if not problem:
-                return _there(self._bundle, name, answer.key, **place)
+                result = self._store(task, answer)
+            elif not problem:
+                result = _there(self._bundle, name, answer.key)
         except (BerdiffError, OSError) as error:
             problem = str(error)
         except ray.exceptions.RayError as error:
             problem = f"its engines were lost on the way: {_said(error)}; build again"
-        return TargetResult(name, "failed", reason=problem, **place)
+        if problem:
+            result = TargetResult(name, "failed", reason=problem)
+        node = self._nodes.get(answer.node)
+        return replace(result, node=answer.node, host=node.name if node else "")
 
-    def _store(self, task: _Task, answer: Answer, place: dict[str, str]) -> TargetResult:
+    def _store(self, task: _Task, answer: Answer) -> TargetResult:
         """Put engines into the bundle, all three or none, as they were when they were built."""
         name, folder = task.target.name, self._bundle.path / ENGINES_FOLDER / answer.key
         sidecar = self._checked(answer)
         if intact_engine(folder) is not None:  # another target's, on the same kind of GPU
-            return _there(self._bundle, name, answer.key, **place)
+            return _there(self._bundle, name, answer.key)
         with atomic_folder(folder) as part:
             (part / SIDECAR_NAME).write_bytes(answer.sidecar)
             (part / VERIFICATION_NAME).write_bytes(answer.verification)
@@ -264,9 +265,7 @@ class _Site(Closing):
                     )
                 engine_file(part, network).write_bytes(data)
         verified = _verified(read_engine(folder))
-        return TargetResult(
-            name, "built", answer.key, seconds=answer.seconds, verified=verified, **place
-        )
+        return TargetResult(name, "built", answer.key, seconds=answer.seconds, verified=verified)
 
     def _checked(self, answer: Answer) -> Sidecar:
         """The sidecar that a node sent; refused where it is not about this bundle."""
@@ -279,9 +278,9 @@ class _Site(Closing):
         return sidecar
 
 
-def _there(bundle: Bundle, name: str, key: str, **place: str) -> TargetResult:
+def _there(bundle: Bundle, name: str, key: str) -> TargetResult:
     engine = read_engine(bundle.path / ENGINES_FOLDER / key)
-    return TargetResult(name, "there", key, verified=_verified(engine), **place)
+    return TargetResult(name, "there", key, verified=_verified(engine))
 
 
 def _verified(engine: StoredEngine) -> str:
