@@ -212,6 +212,7 @@ class _ClusterRun:
                 self._give_out()
                 self._take_in(_WAIT)
                 self._tell()
+            self.tally.ended()
         except KeyboardInterrupt:
             self._stop()
             raise

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any
 from ..closing import Closing
 from ..errors import BerdiffError, optional
 
+_REACH = 15.0  # seconds in which a machine of a cluster answers
 _ADDRESS = re.compile(r"local|auto|(ray://)?[^\s/:]+:\d+")
 
 # Ray reports usage over the internet unless told otherwise.
@@ -135,13 +137,16 @@ def _token() -> str:
 
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     try:
+        if ":" in address:  # Ray itself would try for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_REACH).close()
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError, OSError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise BerdiffError(
             f"no connection to the Ray cluster '{address}': {reason}. A cluster is started with "
-            "'ray start --head' (and 'ray start --address HOST:PORT' on further machines); "
-            "--cluster local needs none"
+            "'ray start --head' (and 'ray start --address HOST:PORT' on further machines), and "
+            "may ask for the token in RAY_AUTH_TOKEN; --cluster local needs none"
         ) from error
 
 

@@ -117,6 +117,11 @@ class Tally:
         assert member.said is not None
         self.nodes[member.said.node].change(-1)
 
+    def ended(self) -> None:
+        """The run is over: nobody waits for work any more."""
+        for node in self.nodes.values():
+            node.change(-node.detectors)
+
     def count(self, member: Member, report: Report) -> None:
         """A worker has finished something."""
         assert member.said is not None
