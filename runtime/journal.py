@@ -1,14 +1,18 @@
 """The journal of a run: which scans are finished, from which bytes and into which bytes.
 
 One JSON object per line, on the disk before the next scan is finished. It is also the lock of the
-output folder: two runs never write to one folder at the same time.
+output folder: two runs never write to one folder at the same time. Records stay on the disk: those
+of a hundred thousand volumes, slice by slice, would take gigabytes of memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +57,89 @@ class Record:
     components: tuple[Component, ...] = ()
 
 
+class Records(Mapping[str, Record]):
+    """Records of an open journal, by input; each is read when it is asked for.
+
+    Several threads may ask.
+
+    Parameters
+    ----------
+    stream : io.FileIO
+        The journal. It is read here and nowhere else: where locks are those of a network file
+        system, closing a second handle could give up the lock of the first.
+    """
+
+    def __init__(self, stream: io.FileIO) -> None:
+        self._stream = stream
+        self._places: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        end = self._scan()
+        if end < stream.seek(0, os.SEEK_END):
+            stream.truncate(end)
+
+    def __getitem__(self, key: str) -> Record:
+        start, length = self._places[key]
+        with self._lock:
+            self._stream.seek(start)
+            line = self._stream.read(length)
+        try:
+            return _parse(line, f"byte {start}")
+        except ValueError as error:
+            raise BerdiffError(f"{JOURNAL_NAME} was altered while a run was using it") from error
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, record: Record) -> None:
+        """Append a record: it is on the disk when this returns, and not begun if this raises."""
+        text = json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n"
+        line = memoryview(text.encode())
+        length = len(line)
+        with self._lock:
+            before = self._stream.seek(0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[self._stream.write(line) :]
+                os.fsync(self._stream.fileno())
+            except OSError:
+                self._stream.truncate(before)
+                raise
+        self._places[record.result.input] = before, length
+
+    def _scan(self) -> int:
+        """Find the records, the last of each input counting; return where the whole lines end."""
+        self._stream.seek(0)
+        reader, end = io.BufferedReader(self._stream), 0
+        for number, line in enumerate(reader, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                key = _parse(line, f"line {number}").result.input
+                self._places[key] = end, len(line)
+            except (ValueError, BerdiffError):
+                pass  # damaged, or of another version: that scan is done again
+            end += len(line)
+        reader.detach()
+        return end
+
+
+def _parse(line: bytes, where: str) -> Record:
+    return from_json(Record, json.loads(line), f"{JOURNAL_NAME}, {where}")
+
+
 class Journal(Closing):
     """The open, locked journal of an output folder.
+
+    Attributes
+    ----------
+    records : Records
+        What is in it.
 
     Raises
     ------
@@ -68,7 +153,7 @@ class Journal(Closing):
         self._stream = open(folder / JOURNAL_NAME, "a+b", buffering=0)  # noqa: SIM115
         try:
             self._lock()
-            self.records = self._read()
+            self.records = Records(self._stream)
         except BaseException:
             self._stream.close()
             raise
@@ -79,16 +164,7 @@ class Journal(Closing):
 
     def add(self, record: Record) -> None:
         """Append a record: it is on the disk when this returns, and not begun if this raises."""
-        line = memoryview((json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n").encode())
-        before = self._stream.seek(0, os.SEEK_END)
-        try:
-            while line:
-                line = line[self._stream.write(line) :]
-            os.fsync(self._stream.fileno())
-        except OSError:
-            self._stream.truncate(before)
-            raise
-        self.records[record.result.input] = record
+        self.records.add(record)
 
     def intact(self, record: Record) -> bool:
         """Whether a record's files are still there, byte for byte."""
@@ -110,19 +186,3 @@ class Journal(Closing):
                 f"another run is writing to {self.folder}; wait for its end or choose another "
                 "output folder"
             ) from error
-
-    def _read(self) -> dict[str, Record]:
-        """Read the whole lines, the last of each input counting; cut off a torn last line."""
-        self._stream.seek(0)
-        data = self._stream.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            self._stream.truncate(whole)
-        records = {}
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                record = from_json(Record, json.loads(line), f"{JOURNAL_NAME}, line {number}")
-            except (ValueError, BerdiffError):
-                continue  # damaged, or of another version: that scan is done again
-            records[record.result.input] = record
-        return records

@@ -1,10 +1,12 @@
-"""What a run over a folder reports: records of scans, slices and components, as CSV and JSON."""
+"""What a run over a folder reports: records of scans, slices and components, as CSV and JSON.
+
+Tables are written row by row: those of a hundred thousand scans would not fit into memory.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .components import Component
-from .files import write_atomic
+from .files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -187,24 +189,26 @@ def write_json(
     results: Iterable[tuple[ScanResult, Sequence[SliceResult], Sequence[Component]]],
 ) -> None:
     """Write ``results.json``: the tables in one, slices and components inside their scan."""
-    scans = [
-        {
-            **dataclasses.asdict(result),
-            "slice_results": [dataclasses.asdict(item) for item in slices],
-            "component_results": [dataclasses.asdict(item) for item in components],
-        }
-        for result, slices, components in results
-    ]
-    text = json.dumps({"scans": scans}, indent=1, allow_nan=False)
-    write_atomic(folder / "results.json", (text + "\n").encode("ascii"))
+    plain: Any = {"newline": "\n", "encoding": "ascii"}
+    with atomic_file(folder / "results.json") as part, open(part, "w", **plain) as stream:
+        stream.write('{\n "scans": [')
+        for number, (result, slices, components) in enumerate(results):
+            scan = {
+                **dataclasses.asdict(result),
+                "slice_results": [dataclasses.asdict(item) for item in slices],
+                "component_results": [dataclasses.asdict(item) for item in components],
+            }
+            text = json.dumps(scan, indent=1, allow_nan=False).replace("\n", "\n  ")
+            stream.write(f"{',' if number else ''}\n  {text}")
+        stream.write("\n ]\n}\n")
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        # A place in the world is three numbers in one cell.
-        writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row])
     # File names need not be valid Unicode; what is not is shown escaped.
-    write_atomic(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
+    escaped: Any = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with atomic_file(path) as part, open(part, "w", **escaped) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        for row in rows:
+            # A place in the world is three numbers in one cell.
+            writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row])

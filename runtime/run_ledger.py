@@ -22,6 +22,9 @@ from .scan_work import Outcome, remove_results
 from .scans import Found, ScanSource, find_scans
 from .writers import OutputType, check_types, describe_results, planned_files
 
+Slices = tuple[SliceResult, ...]
+Components = tuple[Component, ...]
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -208,19 +211,20 @@ class RunLedger:
         remove_results(self.output, (name for name in stale if owners.get(name, key) == key))
 
     def _write_tables(self, summary: RunSummary) -> None:
-        records = [self.journal.records[result.input] for result in summary.ok]
+        records = self.journal.records
         write_results(self.output, summary.results)
-        write_parts(
-            self.output, "slices.csv", SliceResult, [(r.result.name, r.slices) for r in records]
-        )
-        write_parts(
-            self.output,
-            "components.csv",
-            Component,
-            [(r.result.name, r.components) for r in records],
-        )
-        parts = {r.result.input: (r.slices, r.components) for r in records}
-        write_json(self.output, [(r, *parts.get(r.input, ((), ()))) for r in summary.results])
+        # One after another: together they would not fit into memory.
+        of_scans = ((r.name, records[r.input].slices) for r in summary.ok)
+        write_parts(self.output, "slices.csv", SliceResult, of_scans)
+        parts = ((r.name, records[r.input].components) for r in summary.ok)
+        write_parts(self.output, "components.csv", Component, parts)
+        write_json(self.output, map(self._whole, summary.results))
+
+    def _whole(self, result: ScanResult) -> tuple[ScanResult, Slices, Components]:
+        if result.status != "ok":
+            return result, (), ()
+        record = self.journal.records[result.input]
+        return result, record.slices, record.components
 
 
 def _owners(found: Found, types: tuple[OutputType, ...]) -> dict[str, str]:

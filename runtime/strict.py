@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -41,8 +42,7 @@ def from_json(cls: type[T], data: Any, where: str) -> T:
     """
     if not isinstance(data, dict):
         raise BerdiffError(f"{where}: expected an object, got {_shown(data)}")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints, fields = _shape(cls)
     for key in data:
         if key not in fields:
             raise BerdiffError(
@@ -79,6 +79,12 @@ def read_json(cls: type[T], path: Path) -> T:
 def to_json(value: Any) -> str:
     """Return a dataclass as indented JSON with a final newline; NaN and infinity are refused."""
     return json.dumps(dataclasses.asdict(value), indent=2, allow_nan=False) + "\n"
+
+
+@functools.cache
+def _shape(cls: type) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types and fields of a dataclass. Resolving them takes longer than all the rest."""
+    return typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
