@@ -79,9 +79,12 @@ def _bundle(path: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
     from berdiff.runtime.bundle import Bundle
+    from berdiff.runtime.engines.verification import engines_in_words
 
     bundle = Bundle.open(path)
-    return {"path": str(bundle.path), "digest": bundle.digest, **asdict(bundle.manifest)}
+    content = {"path": str(bundle.path), "digest": bundle.digest, **asdict(bundle.manifest)}
+    engines = engines_in_words(bundle)
+    return content | ({"engines": engines} if engines else {})
 
 
 def _statistics(content: dict[str, Any]) -> dict[str, Any]:

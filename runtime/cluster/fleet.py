@@ -19,14 +19,13 @@ from ..engines.store import (
     NETWORKS,
     SIDECAR_NAME,
     Sidecar,
-    StoredEngine,
     engine_file,
     engine_key,
     intact_keys,
     onnx_digests,
     read_engine,
 )
-from ..engines.verification import VERIFICATION_NAME, read_verification
+from ..engines.verification import VERIFICATION_NAME, verified_in_words
 from ..errors import BackendError, BerdiffError
 from ..files import atomic_folder
 from ..strict import from_json
@@ -264,7 +263,7 @@ class _Site(Closing):
                         "differs; build again"
                     )
                 engine_file(part, network).write_bytes(data)
-        verified = _verified(read_engine(folder))
+        verified = verified_in_words(read_engine(folder))
         return TargetResult(name, "built", answer.key, seconds=answer.seconds, verified=verified)
 
     def _checked(self, answer: Answer) -> Sidecar:
@@ -280,14 +279,7 @@ class _Site(Closing):
 
 def _there(bundle: Bundle, name: str, key: str) -> TargetResult:
     engine = read_engine(bundle.path / ENGINES_FOLDER / key)
-    return TargetResult(name, "there", key, verified=_verified(engine))
-
-
-def _verified(engine: StoredEngine) -> str:
-    try:
-        return read_verification(engine).summary
-    except BackendError as error:  # a damaged record says nothing about the engine
-        return f"not verified: {error}"
+    return TargetResult(name, "there", key, verified=verified_in_words(engine))
 
 
 def _offer(node: Node) -> str:

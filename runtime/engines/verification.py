@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from ..bundle import Bundle
 from ..environment import software
 from ..errors import BackendError, BerdiffError
 from ..strict import read_json, to_json
 from .gpu import Gpu
-from .store import StoredEngine
+from .store import ENGINES_FOLDER, SIDECAR_NAME, StoredEngine, read_engine
 
 VERIFICATION_NAME = "verification.json"
 VERIFICATION_VERSION = 1
@@ -110,6 +111,30 @@ def read_verification(engine: StoredEngine) -> Verification:
         problem = f"engine: got {found.engine}, but engine.json beside it is {engine.digest}"
     if problem:
         raise BackendError(f"{file}: {problem}; remove it")
+    return found
+
+
+def verified_in_words(engine: StoredEngine) -> str:
+    """Say whether an engine was verified; a record that cannot be believed is none."""
+    try:
+        return read_verification(engine).summary
+    except BackendError as error:
+        return f"not verified: {error}"
+
+
+def engines_in_words(bundle: Bundle) -> dict[str, str]:
+    """Say of every engine in a bundle, by key, whether it was verified; or why it is of no use."""
+    root = bundle.path / ENGINES_FOLDER
+    found = {}
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if not (folder / SIDECAR_NAME).is_file():
+            continue
+        try:
+            engine = read_engine(folder)
+            engine.check()
+            found[folder.name] = verified_in_words(engine)
+        except BackendError as error:
+            found[folder.name] = f"cannot be used: {error}"
     return found
 
 

@@ -51,7 +51,9 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
-def test_what_can_be_built_is_built_and_what_cannot_is_said(bundle: Path, fleet: Path) -> None:
+def test_what_can_be_built_is_built_and_what_cannot_is_said(
+    bundle: Path, fleet: Path, capsys: Capture
+) -> None:
     first = run(bundle, "--fleet", fleet)
     assert first.returncode == 3, first.stderr
     head, *rows, last = first.stdout.splitlines()
@@ -68,6 +70,11 @@ def test_what_can_be_built_is_built_and_what_cannot_is_said(bundle: Path, fleet:
     assert "error: 1 of 3 engines could not be built:\n  server: no node of the clu" in first.stderr
     for name in ("ada: built in", "server: failed, see below", "blackwell: built in"):
         assert name in first.stderr
+
+    with pytest.raises(SystemExit):
+        main.run(["info", str(bundle)])
+    line = f"  {engine.folder.name}: not verified: built without a GPU"
+    assert line in capsys.readouterr().out.splitlines()
 
     fleet.write_text(FLEET.replace("  - {name: server, engine: tensorrt, gpu: H100}\n", ""))
     again = run(bundle, "--fleet", fleet)
