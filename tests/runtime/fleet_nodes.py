@@ -13,13 +13,6 @@ from berdiff.runtime.errors import optional
 STARTED = "started"
 
 
-def altered_on_the_way(order: Order) -> tuple[Answer | bytes, ...]:
-    """The real thing, but one byte of the last engine."""
-    answer, *engines, last = build_on_node(order)
-    assert isinstance(last, bytes)
-    return (answer, *engines, last[:-1] + bytes([last[-1] ^ 1]))
-
-
 def stuck_at_first(order: Order) -> tuple[Answer | bytes, ...]:
     """Write the node's identity beside the bundle and go on for ever; do the real thing if told."""
     marker = Path(order.bundle.path).with_name(STARTED)
@@ -32,10 +25,14 @@ def stuck_at_first(order: Order) -> tuple[Answer | bytes, ...]:
     return build_on_node(order)
 
 
-def defective(order: Order) -> tuple[Answer | bytes, ...]:
-    """A mistake in the program, for one target of several; for another, a process that dies."""
+def going_wrong(order: Order) -> tuple[Answer | bytes, ...]:
+    """By name of the target: a mistake in the program, a process that dies, an altered byte."""
     if order.target.name == "defect":
         raise ZeroDivisionError("a defect")
     if order.target.name == "death":
         os.kill(os.getpid(), signal.SIGKILL)
-    return build_on_node(order)
+    answer, *engines, last = build_on_node(order)
+    if order.target.name == "altered":
+        assert isinstance(last, bytes)
+        last = last[:-1] + bytes([last[-1] ^ 1])
+    return (answer, *engines, last)

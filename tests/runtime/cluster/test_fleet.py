@@ -201,31 +201,20 @@ def test_what_was_damaged_is_built_again(
 # --- what goes wrong -----------------------------------------------------------------------
 
 
-def test_engines_that_arrive_altered_are_refused(
-    bundle: Bundle, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fleet, "build_on_node", fleet_nodes.altered_on_the_way)
-    (result,) = build_fleet(bundle, Fleet(SOUND[:1]), cluster.address)
-    assert result.status == "failed"
-    assert "the decoder engine did not arrive as it was built" in result.reason
-    assert stored_engines(bundle) == []
-    assert list((bundle.path / "engines").iterdir()) == []
-
-
-def test_a_defect_and_a_death_stop_nothing_else(
-    shipped: Shipped,
-    bundle: Bundle,
-    cluster: Cluster,
-    monkeypatch: pytest.MonkeyPatch,
+def test_what_goes_wrong_for_one_stops_no_other(
+    shipped: Shipped, bundle: Bundle, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(shipped[0].path / "engines", bundle.path / "engines")
-    monkeypatch.setattr(fleet, "build_on_node", fleet_nodes.defective)
-    targets = (rtx("defect"), rtx("death", "sm_121"), SOUND[3])
-    defect, death, sound = build_fleet(bundle, Fleet(targets), cluster.address)
-    assert (defect.status, defect.reason) == ("failed", "ZeroDivisionError: a defect")
-    assert death.status == "failed"
+    before = times(bundle)
+    monkeypatch.setattr(fleet, "build_on_node", fleet_nodes.going_wrong)
+    targets = (rtx("altered"), rtx("defect", "sm_121"), rtx("death", "sm_75"), SOUND[3])
+    altered, defect, death, sound = build_fleet(bundle, Fleet(targets), cluster.address)
+    assert altered.status == defect.status == death.status == "failed"
+    assert "the decoder engine did not arrive as it was built" in altered.reason
+    assert defect.reason == "ZeroDivisionError: a defect"
     assert "died unexpectedly" in death.reason or "crashed" in death.reason
     assert sound.status == "there"
+    assert times(bundle) == before
 
 
 @pytest.fixture
