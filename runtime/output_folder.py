@@ -100,5 +100,10 @@ def _clear_unfinished(output: Path) -> None:
     """Remove half-written files of a killed run, and summaries that will be written anew."""
     for name in RESULT_FILES:
         (output / name).unlink(missing_ok=True)
+    clear_parts(output)
+
+
+def clear_parts(output: Path) -> None:
+    """Remove half-written files, which nobody may be writing any more."""
     for part in output.rglob(".part-*"):
         part.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from ..detector import Detector
 from ..detector_record import DetectorRecord
 from ..errors import BackendError, BerdiffError, InputError
 from ..files import write_atomic
-from ..output_folder import writing
+from ..output_folder import clear_parts, writing
 from ..results import RunSummary
 from ..run_ledger import Assignment, RunLedger
 from ..run_plan import RunOptions, RunPlan
@@ -213,6 +213,9 @@ class _ClusterRun:
                 self._take_in(_WAIT)
                 self._tell()
             self.tally.ended()
+            if self.tally.lost_workers:
+                with writing(self.ledger.output):
+                    clear_parts(self.ledger.output)  # what those were writing
         except KeyboardInterrupt:
             self._stop()
             raise
@@ -227,12 +230,11 @@ class _ClusterRun:
 
     def _give_out(self) -> None:
         """Give every worker what it has room for; scans under suspicion to one that is empty."""
-        members = self.crew.members
         for level in range(self.crew.depth):
             # Towards the end nobody gets more than one, so that none waits behind another.
-            if level and self.ration.left <= len(members):
+            if level and self.ration.left <= self.crew.size:
                 return
-            for member in members:
+            for member in self.crew.members:
                 if len(member.groups) == level and not member.alone:
                     self._give(member)
 
@@ -245,7 +247,7 @@ class _ClusterRun:
                 return
         elif self.ration.suspects and min(len(m.groups) for m in self.crew.members) > 0:
             return  # let somebody become empty
-        group = self.ration.group(len(self.crew.members))
+        group = self.ration.group(self.crew.size)
         if group is not None:
             self._send(member, group)
 

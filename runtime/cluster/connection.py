@@ -23,8 +23,13 @@ _ADDRESS = re.compile(r"local|auto|(ray://)?[^\s/:]+:\d+")
 # Ray reports usage over the internet unless told otherwise.
 _SILENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 # A cluster for one run on one machine is nobody else's: it listens on the loopback interface only,
-# which Ray's switch for desktop systems does, and answers whoever holds its token.
-_PRIVATE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# which Ray's switch for desktop systems does, and answers whoever holds its token. On a busy
+# machine Ray's own processes may take longer to start than it gives them.
+_PRIVATE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_agent_register_timeout_ms": "120000",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=_REACH).close()
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises all kinds, down to Exception itself
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise BerdiffError(
             f"no connection to the Ray cluster '{address}': {reason}. A cluster is started with "

@@ -131,6 +131,11 @@ class Crew:
         """References that become ready when a worker is placed and open."""
         return list(self._coming)
 
+    @property
+    def size(self) -> int:
+        """Workers that are here or coming."""
+        return len(self.members) + len(self._coming)
+
     def fill(self, groups: int) -> None:
         """Start workers while there is room and work for them.
 
@@ -145,7 +150,7 @@ class Crew:
         nodes = self.cluster.nodes()
         room = sum(map(self.need.room, nodes))
         wanted = room if self.limit is None else self.limit
-        here = len(self.members) + len(self._coming) + len(self.unfit)
+        here = self.size + len(self.unfit)
         if self.limit is None and not room and not self.members:
             offers = "; ".join(f"{node.name}: {_offer(node)}" for node in nodes)
             raise BerdiffError(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +44,21 @@ class FakeBackend:
         answer_nan: bool = False,
         deadly_above: float = np.inf,
         broken_above: float = np.inf,
+        hold: str = "",
     ) -> None:
         self.channels = channels
         self.delay = delay
         self.answer_nan = answer_nan
         self.deadly_above = deadly_above
         self.broken_above = broken_above
+        self.hold = hold
         self.batches: list[int] = []
 
     def encode(self, images: FloatArray) -> FloatArray:
         time.sleep(self.delay * len(images))
+        # Whoever removes the file lets go. Warming up, with zeros, goes on.
+        while self.hold and images.any() and os.path.exists(self.hold):
+            time.sleep(0.01)
         brightest = images.mean(axis=(1, 2, 3)).max()
         if brightest > self.deadly_above:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -88,7 +94,7 @@ def fake_detector(
     preprocessing: Preprocessing | None = None,
     threshold: Threshold | None = None,
     digest: str = "d" * 64,
-    **behaviour: float,
+    **behaviour: Any,
 ) -> Detector:
     """A detector with `FakeBackend`; 10 reverse steps from L=100 by default."""
     pre = preprocessing or Preprocessing(1, ("flair",), (32, 40))
@@ -103,7 +109,7 @@ def fake_detector(
         files={},
         threshold=threshold,
     )
-    backend = FakeBackend(pre.channels, **behaviour)  # type: ignore[arg-type]
+    backend = FakeBackend(pre.channels, **behaviour)
     return Detector(Bundle(Path("fake"), manifest, digest), backend)
 
 
@@ -112,7 +118,7 @@ class FakeEverywhere:
     """The fake detector on the nodes of a cluster; behaviour as `FakeBackend` takes it."""
 
     preprocessing: Preprocessing | None = None
-    behaviour: dict[str, float] = field(default_factory=dict)
+    behaviour: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bundle(self) -> Bundle:

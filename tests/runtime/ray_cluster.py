@@ -1,4 +1,4 @@
-"""Real Ray clusters of several nodes on one machine, for tests: each node is a raylet of its own."""
+"""Real Ray clusters for tests: several nodes on one machine, each a raylet of its own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ SETTINGS = {
     "PYTHONPATH": os.pathsep.join(
         filter(None, [str(HERE), str(HERE.parent / "reference"), os.environ.get("PYTHONPATH")])
     ),
+    # Ray's own agents may be slow to start on a busy machine.
+    "RAY_agent_register_timeout_ms": "120000",
     # A node that does not answer is taken for dead after some seconds, not after half a minute.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -42,9 +44,7 @@ def ray_cluster(nodes: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
         import ray
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
+        cluster = _started(Cluster)
         try:
             for node in nodes:
                 cluster.add_node(**node)
@@ -59,3 +59,16 @@ def ray_cluster(nodes: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _started(kind: Any) -> Any:
+    """Start the head. Ray gives it 30 seconds, which a busy machine may not have at once."""
+    for left in (2, 1, 0):
+        try:
+            return kind(
+                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+            )
+        except Exception as error:  # Ray raises no other
+            if not left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable")

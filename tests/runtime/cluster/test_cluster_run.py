@@ -38,7 +38,7 @@ SCANS = PICTURES + VOLUMES
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[tuple[str, Any]]:
-    with ray_cluster([{"num_cpus": 2}, {"num_cpus": 2}]) as found:
+    with ray_cluster([{"num_cpus": 2}, {"num_cpus": 2, "num_gpus": 1}]) as found:  # it says
         yield found
 
 
@@ -122,8 +122,25 @@ def workers() -> list[int]:
     return found
 
 
-def four(progress: Callable[[Tally], None] | None = None) -> ClusterOptions:
-    return ClusterOptions(Need(0, 1), 4, progress)
+class Gate:
+    """Keeps the networks from answering until so many workers are there."""
+
+    def __init__(self, file: Path, detectors: int) -> None:
+        self.file, self.detectors = file, detectors
+        self.close()
+
+    def close(self) -> None:
+        self.file.touch()
+
+    def open(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+    def __call__(self, now: Tally) -> None:
+        if now.detectors >= self.detectors:
+            self.open()
+
+    def detector(self, **behaviour: float) -> FakeEverywhere:
+        return FakeEverywhere(behaviour={"hold": str(self.file), **behaviour})
 
 
 TWO = ClusterOptions(Need(0, 1), 2)
@@ -133,15 +150,15 @@ TWO = ClusterOptions(Need(0, 1), 2)
 def test_bytes_do_not_depend_on_where_they_were_made(
     batch_size: int, cluster: Cluster, scans: Path, alone: Path, tmp_path: Path
 ):
-    options = RunOptions(batch_size=batch_size)
-    seen: list[int] = []
+    gate, seen = Gate(tmp_path / "gate", 4), []
+
+    def look(now: Tally) -> None:
+        gate(now)
+        seen.append(now.done)
+
+    options, where = RunOptions(batch_size=batch_size), ClusterOptions(Need(0, 1), 4, look)
     summary, tally = run_on_cluster(
-        cluster,
-        FakeEverywhere(behaviour={"delay": 0.05}),
-        scans,
-        tmp_path / "out",
-        options,
-        four(lambda now: seen.append(now.done)),
+        cluster, gate.detector(), scans, tmp_path / "out", options, where
     )
     assert_same(tmp_path / "out", alone)
     assert len(summary.ok) == SCANS
@@ -181,21 +198,21 @@ def test_either_way_of_running_continues_the_other(
 def test_killed_workers_cost_a_retry_and_no_result(
     cluster: Cluster, scans: Path, alone: Path, tmp_path: Path
 ):
-    killed: list[int] = []
+    gate, killed = Gate(tmp_path / "gate", 4), []
 
     def kill(now: Tally) -> None:
-        if len(killed) < 2 and now.done > 3 * len(killed) and now.detectors == 4:
+        """Kill one worker while nothing is done yet, and one later."""
+        if now.detectors == 4 and len(killed) < 2 and now.done >= 6 * len(killed):
             victim = next(pid for pid in workers() if pid not in killed)
             os.kill(victim, signal.SIGKILL)
             killed.append(victim)
+        elif killed:
+            gate(now)
 
+    where = ClusterOptions(Need(0, 1), 4, kill)
+    detector = gate.detector(delay=0.1)
     summary, tally = run_on_cluster(
-        cluster,
-        FakeEverywhere(behaviour={"delay": 0.1}),
-        scans,
-        tmp_path / "out",
-        RunOptions(batch_size=2),
-        four(kill),
+        cluster, detector, scans, tmp_path / "out", RunOptions(batch_size=2), where
     )
     assert_same(tmp_path / "out", alone)
     assert (tally.lost_workers, tally.lost_nodes, tally.quarantined) == (2, 0, [])
@@ -247,23 +264,27 @@ def test_a_node_that_goes_costs_a_retry_and_one_that_comes_gets_work(
 ):
     extra = nodes[1].add_node(num_cpus=2)
     nodes[1].wait_for_nodes()
+    gate = Gate(tmp_path / "gate", 6)
     gone: list[str] = []
     came: list[Any] = []
 
     def change(now: Tally) -> None:
-        if now.done >= 4 and len(now.nodes) == 3 and not gone:
+        """Take a node away while its workers are busy, and go on when another one has work."""
+        if not gone:
+            gate(now)
+        if now.done >= 4 and not gone:
+            gate.close()
             nodes[1].remove_node(extra, allow_graceful=False)
             gone.append(extra.node_id)
             came.append(nodes[1].add_node(num_cpus=1))
+        elif came and came[0].node_id in now.nodes and now.lost_workers == 2:
+            gate.open()
 
+    where = ClusterOptions(Need(0, 1), None, change)
+    detector = gate.detector(delay=0.3)
     try:
         summary, tally = run_on_cluster(
-            cluster,
-            FakeEverywhere(behaviour={"delay": 0.6}),
-            scans,
-            tmp_path / "out",
-            RunOptions(batch_size=1),
-            ClusterOptions(Need(0, 1), None, change),
+            cluster, detector, scans, tmp_path / "out", RunOptions(batch_size=1), where
         )
     finally:
         for node in came:
@@ -293,45 +314,70 @@ def may_mount() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
+@contextlib.contextmanager
+def background(command: list[str], ready: Callable[[], bool]) -> Iterator[None]:
+    """Run a command beside the block, which begins once it is ready.
+
+    A busy machine may not start Ray's processes in the time Ray gives them: then once more.
+    """
+    for left in (2, 1, 0):
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},  # may join others
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while child.poll() is None and time.monotonic() < deadline and not ready():
+            time.sleep(0.2)
+        if child.poll() is None and ready():
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        assert left, "it did not start"
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
 @pytest.mark.skipif(not may_mount(), reason="may not mount file systems")
 def test_a_node_without_the_files_is_sent_them_and_sends_results_back(
     nodes: tuple[str, Any], cluster: Cluster, scans: Path, alone: Path, tmp_path: Path
 ):
     """A node for which the folders of input and output are empty: a machine without the share."""
-    out = tmp_path / "out"
+    out, study = tmp_path / "out", tmp_path / "study"
     out.mkdir()
-    script = 'mount -t tmpfs tmpfs "$1" && mount -t tmpfs tmpfs "$2" && shift 2 && exec "$@"'
+    for subject in range(10):
+        image = study / f"sub-{subject:02}" / "anat" / f"sub-{subject:02}_FLAIR.nii.gz"
+        image.parent.mkdir(parents=True)
+        shutil.copy(scans / f"volume{subject % VOLUMES}.nii.gz", image)
+    described = {"Name": "study", "BIDSVersion": "1.9.0"}
+    (study / "dataset_description.json").write_text(json.dumps(described))
+    hidden = [str(scans), str(study), str(out)]
+    hide = 'for f in "$1" "$2" "$3"; do mount -t tmpfs tmpfs "$f" || exit; done; shift 3; '
     start = [sys.executable, "-c", JOIN, "start", "--address", nodes[0], "--block"]
     start += ["--num-cpus", "1", "--resources", '{"far": 1}', "--node-ip-address", "127.0.0.1"]
-    far = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", script, "sh", str(scans), str(out), *map(str, start)],
-        env={**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},  # may join others
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not any("far" in node.resources for node in cluster.nodes()):
-            assert far.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    command = ["unshare", "-m", "sh", "-c", hide + 'exec "$@"', "sh", *hidden, *map(str, start)]
+    with background(command, lambda: any("far" in node.resources for node in cluster.nodes())):
         (name,) = [node.id for node in cluster.nodes() if "far" in node.resources]
-        summary, tally = run_on_cluster(
-            cluster,
-            FakeEverywhere(behaviour={"delay": 0.1}),
-            scans,
-            out,
-            RunOptions(batch_size=2),
-            ClusterOptions(Need(0, 1), 5),
-        )
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(far.pid, signal.SIGKILL)
-        far.wait()
+        gate = Gate(tmp_path / "gate", 5)
+        where, options = ClusterOptions(Need(0, 1), 5, gate), RunOptions(batch_size=2)
+        summary, tally = run_on_cluster(cluster, gate.detector(), scans, out, options, where)
+        gate.close()
+        bids = RunOptions(output_types=("bids",))
+        _, of_study = run_on_cluster(cluster, gate.detector(), study, out / "study", bids, where)
     assert len(summary.ok) == SCANS
     assert tally.nodes[name].scans > 0
-    assert_same(out, alone)
+    assert of_study.nodes[name].scans > 0
+    of_one = out / "study-alone"
+    run_folder(fake_detector(), study, of_one, bids)
+    assert_same(out / "study", of_one)
+    assert files(out) == files(alone)
+    assert table(out) == table(alone)
 
 
 def test_prometheus_finds_what_workers_count(cluster: Cluster, scans: Path, tmp_path: Path):
@@ -341,7 +387,7 @@ def test_prometheus_finds_what_workers_count(cluster: Cluster, scans: Path, tmp_
 
     def counted() -> float:
         total = 0.0
-        for node in cluster.nodes():
+        for node in (node for node in cluster.nodes() if "far" not in node.resources):
             with urllib.request.urlopen(f"http://{node.metrics}/metrics", timeout=10) as answer:
                 text = answer.read().decode()
             for line in text.splitlines():
@@ -365,11 +411,24 @@ def test_prometheus_finds_what_workers_count(cluster: Cluster, scans: Path, tmp_
     assert max(seen) > before
 
 
+def test_detectors_share_a_gpu_and_other_nodes_get_none(
+    cluster: Cluster, scans: Path, alone: Path, tmp_path: Path
+):
+    options = ClusterOptions(Need(0.5, 0.5))
+    slow = FakeEverywhere(behaviour={"delay": 0.05})
+    _, tally = run_on_cluster(cluster, slow, scans, tmp_path / "out", None, options)
+    assert_same(tmp_path / "out", alone)
+    (node,) = tally.nodes.values()
+    (gpu,) = [found for found in cluster.nodes() if found.resources.get("GPU")]
+    assert node.id == gpu.id
+    assert options.need.room(gpu) == 2
+
+
 def test_what_is_refused(cluster: Cluster, scans: Path, tmp_path: Path):
     with pytest.raises(InputError, match="batch size must be 1 or more"):
         run_on_cluster(cluster, FakeEverywhere(), scans, tmp_path / "a", RunOptions(batch_size=0))
-    greedy = ClusterOptions(Need(1, 1))
-    with pytest.raises(BerdiffError, match=r"has 1 CPU cores and 1 GPU.*there are: .* 0 GPU"):
+    greedy = ClusterOptions(Need(2, 1))
+    with pytest.raises(BerdiffError, match=r"has 1 CPU cores and 2 GPU.*there are: .* 0 GPU"):
         run_on_cluster(cluster, FakeEverywhere(), scans, tmp_path / "b", None, greedy)
     assert not (tmp_path / "b").exists()
     with pytest.raises(BerdiffError, match="expected local, auto, HOST:PORT or ray://"):
