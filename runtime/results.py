@@ -5,10 +5,11 @@ Tables are written row by row: those of a hundred thousand scans would not fit i
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -156,17 +157,43 @@ class RunSummary:
         return [result for result in self.ok if result.verdict == "suspect"]
 
 
+def write_tables(
+    folder: Path,
+    scans: Iterable[tuple[ScanResult, Sequence[SliceResult], Sequence[Component]]],
+) -> None:
+    """Write every table of a run: each scan with its slices and the components of its mask.
+
+    In ``results.csv`` there is a row per scan, in ``slices.csv`` and ``components.csv`` one per
+    part, with the name of its scan, and ``results.json`` has all of it, parts inside their scan.
+    Scans are taken one after another, and none is kept.
+    """
+    with contextlib.ExitStack() as files:
+        add = {
+            name: files.enter_context(_csv(folder / f"{name}.csv", kind, extra))
+            for name, kind, extra in (
+                ("results", ScanResult, ()),
+                ("slices", SliceResult, ("name",)),
+                ("components", Component, ("name",)),
+            )
+        }
+        add_json = files.enter_context(_json(folder / "results.json"))
+        for result, slices, components in scans:
+            add["results"]([_flat(result)])
+            for name, parts in (("slices", slices), ("components", components)):
+                add[name]({"name": result.name, **_flat(part)} for part in parts)
+            add_json(result, slices, components)
+
+
 def write_results(folder: Path, results: Sequence[ScanResult]) -> None:
-    """Write ``results.csv``: one row per scan."""
-    header = [field.name for field in dataclasses.fields(ScanResult)]
-    rows = (dataclasses.astuple(result) for result in results)
-    _write_csv(folder / "results.csv", header, rows)
+    """Write ``results.csv`` alone."""
+    with _csv(folder / "results.csv", ScanResult) as add:
+        add(map(_flat, results))
 
 
 def write_parts(
     folder: Path, name: str, kind: type, parts: Iterable[tuple[str, Sequence[Any]]]
 ) -> None:
-    """Write what scans consist of: one row per part, with the name of its scan.
+    """Write a table of parts alone: one row per part, with the name of its scan.
 
     Parameters
     ----------
@@ -179,36 +206,57 @@ def write_parts(
     parts : iterable of (str, sequence)
         Name of each scan, and its parts.
     """
-    header = ["name", *(field.name for field in dataclasses.fields(kind))]
-    rows = ((scan, *dataclasses.astuple(item)) for scan, items in parts for item in items)
-    _write_csv(folder / name, header, rows)
+    with _csv(folder / name, kind, ("name",)) as add:
+        add({"name": scan, **_flat(item)} for scan, items in parts for item in items)
 
 
-def write_json(
-    folder: Path,
-    results: Iterable[tuple[ScanResult, Sequence[SliceResult], Sequence[Component]]],
-) -> None:
-    """Write ``results.json``: the tables in one, slices and components inside their scan."""
-    plain: Any = {"newline": "\n", "encoding": "ascii"}
-    with atomic_file(folder / "results.json") as part, open(part, "w", **plain) as stream:
-        stream.write('{\n "scans": [')
-        for number, (result, slices, components) in enumerate(results):
-            scan = {
-                **dataclasses.asdict(result),
-                "slice_results": [dataclasses.asdict(item) for item in slices],
-                "component_results": [dataclasses.asdict(item) for item in components],
-            }
-            text = json.dumps(scan, indent=1, allow_nan=False).replace("\n", "\n  ")
-            stream.write(f"{',' if number else ''}\n  {text}")
-        stream.write("\n ]\n}\n")
+def _flat(row: Any) -> dict[str, Any]:
+    """Fields of a row by name. Rows are flat: `dataclasses.asdict` would copy each value."""
+    return vars(row)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+@contextlib.contextmanager
+def _csv(
+    path: Path, kind: type, extra: tuple[str, ...] = ()
+) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """Yield what adds rows to a table; it is there, whole, when the block ends."""
     # File names need not be valid Unicode; what is not is shown escaped.
     escaped: Any = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     with atomic_file(path) as part, open(part, "w", **escaped) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        for row in rows:
-            # A place in the world is three numbers in one cell.
-            writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row])
+        writer.writerow([*extra, *(field.name for field in dataclasses.fields(kind))])
+
+        def add(rows: Iterable[dict[str, Any]]) -> None:
+            for row in rows:
+                # A place in the world is three numbers in one cell.
+                writer.writerow(
+                    [" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row.values()]
+                )
+
+        yield add
+
+
+@contextlib.contextmanager
+def _json(
+    path: Path,
+) -> Iterator[Callable[[ScanResult, Sequence[SliceResult], Sequence[Component]], None]]:
+    """Yield what adds a scan to ``results.json``, whose text is that of one object."""
+    plain: Any = {"newline": "\n", "encoding": "ascii"}
+    with atomic_file(path) as part, open(part, "w", **plain) as stream:
+        before = '{\n "scans": ['
+
+        def add(
+            result: ScanResult, slices: Sequence[SliceResult], components: Sequence[Component]
+        ) -> None:
+            nonlocal before
+            scan = {
+                **_flat(result),
+                "slice_results": [_flat(item) for item in slices],
+                "component_results": [_flat(item) for item in components],
+            }
+            text = json.dumps(scan, indent=1, allow_nan=False).replace("\n", "\n  ")
+            stream.write(f"{before}\n  {text}")
+            before = ","
+
+        yield add
+        stream.write("\n ]\n}\n")

@@ -15,7 +15,7 @@ from .errors import InputError
 from .journal import Journal, Record
 from .output_folder import check_apart, open_output, writing
 from .preprocessing import Preprocessing
-from .results import RunSummary, ScanResult, SliceResult, write_json, write_parts, write_results
+from .results import RunSummary, ScanResult, SliceResult, write_tables
 from .run_plan import RunOptions, RunPlan
 from .run_record import write_run_record
 from .scan_work import Outcome, remove_results
@@ -176,7 +176,7 @@ class RunLedger:
             self.plan.warnings,
         )
         with writing(self.output):
-            self._write_tables(summary)
+            write_tables(self.output, map(self._whole, summary.results))
             write_run_record(
                 self.output,
                 detector=self.detector,
@@ -210,17 +210,8 @@ class RunLedger:
         owners = self.assignment.owners
         remove_results(self.output, (name for name in stale if owners.get(name, key) == key))
 
-    def _write_tables(self, summary: RunSummary) -> None:
-        records = self.journal.records
-        write_results(self.output, summary.results)
-        # One after another: together they would not fit into memory.
-        of_scans = ((r.name, records[r.input].slices) for r in summary.ok)
-        write_parts(self.output, "slices.csv", SliceResult, of_scans)
-        parts = ((r.name, records[r.input].components) for r in summary.ok)
-        write_parts(self.output, "components.csv", Component, parts)
-        write_json(self.output, map(self._whole, summary.results))
-
     def _whole(self, result: ScanResult) -> tuple[ScanResult, Slices, Components]:
+        """A scan with its parts, which the journal keeps: all at once may not fit into memory."""
         if result.status != "ok":
             return result, (), ()
         record = self.journal.records[result.input]

@@ -16,6 +16,8 @@ from .errors import BerdiffError
 
 T = TypeVar("T")
 
+_SCALARS = (str, int, float, bool)
+
 
 def from_json(cls: type[T], data: Any, where: str) -> T:
     """Build a dataclass from decoded JSON.
@@ -97,6 +99,8 @@ def _shown(value: Any) -> str:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint in _SCALARS:
+        return _convert_scalar(hint, value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value, where)
