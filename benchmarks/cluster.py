@@ -229,24 +229,18 @@ def driver_lines(row: Row, alone: Row) -> str:
     return text + f"(one process: {1000 * alone.workers_cpu:.1f} ms)"
 
 
-def lists_table(figures: list[DriverFigures], single: dict[int, float]) -> str:
-    """The figures of long lists, for people."""
-    text = "lists: seconds for all of it, memory of the driver in MiB\n"
-    text += f"{'scans':>8}{'workers':>8}{'slices':>7}{'find':>7}{'assign':>7}{'loop':>8}{'CPU':>7}"
-    text += f"{'tables':>8}{'read':>7}{'append ms':>10}{'before':>8}{'found':>7}{'loop':>7}"
-    text += f"{'most':>7}{'journal':>8}\n"
-    for f in figures:
-        text += f"{f.scans:8}{f.workers:8}{f.slices:7}{f.found_s:7.1f}{f.assigned_s:7.1f}"
-        text += f"{f.loop_s:8.1f}{f.loop_cpu_s:7.1f}{f.tables_s:8.1f}{f.read_s:7.1f}"
-        text += f"{1000 * f.append_s:10.2f}{f.mib_before:8.0f}{f.mib_found:7.0f}"
-        text += f"{f.mib_loop:7.0f}{f.mib_most:7.0f}{f.journal_mib:8.0f}\n"
-    for workers, spent in single.items():
-        text += (
-            f"loop, answers one by one, {workers} workers: {1000 * spent:.2f} ms of CPU per scan\n"
-        )
-    longest = max(figures, key=lambda f: f.scans)
-    text += f"memory of the driver for {longest.scans} scans: {longest.mib_most:.0f} MiB"
-    return text
+LIST_COLUMNS = {
+    "scans": 8, "workers": 8, "slices": 7, "find": 7, "assign": 7, "loop": 8, "CPU": 7, "tables": 8,
+    "read": 7, "append ms": 10, "before": 8, "found": 7, "end": 7, "most": 7, "journal": 8,
+}  # fmt: skip
+
+
+def list_row(f: DriverFigures) -> str:
+    """The figures of a long list, for people."""
+    text = f"{f.scans:8}{f.workers:8}{f.slices:7}{f.found_s:7.1f}{f.assigned_s:7.1f}"
+    text += f"{f.loop_s:8.1f}{f.loop_cpu_s:7.1f}{f.tables_s:8.1f}{f.read_s:7.1f}"
+    text += f"{1000 * f.append_s:10.2f}{f.mib_before:8.0f}{f.mib_found:7.0f}"
+    return text + f"{f.mib_loop:7.0f}{f.mib_most:7.0f}{f.journal_mib:8.0f}"
 
 
 def _cores() -> int:
@@ -260,7 +254,8 @@ def measure_workers(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     free_alone = run_alone(options.free, 0.0, size, work)
     began = time.perf_counter()
     with Cluster.open("local", cpus=max(*options.workers, _cores())) as cluster:
-        print(f"Ray {cluster.ray.__version__} started in {time.perf_counter() - began:.1f} s")
+        seconds = time.perf_counter() - began
+        print(f"Ray {cluster.ray.__version__} started in {seconds:.1f} s", flush=True)
         rows = []
         for count in options.workers:
             rows.append(run_cluster(cluster, count, count * each, cost, size, work))
@@ -278,22 +273,30 @@ def measure_workers(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def measure_lists(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The long lists, each in a process of its own."""
-    cases = [(count, options.list_workers[0], 1) for count in options.lists]
-    cases += [(max(options.lists), count, 1) for count in options.list_workers[1:]]
-    cases += [(min(options.volumes, max(options.lists)), options.list_workers[0], 155)]
-    figures, single = [], {}
-    for scans, workers, slices in sorted(cases, key=lambda case: case[0]):
+    longest, first = max(options.lists), options.list_workers[0]
+    cases = [(count, first, 1) for count in options.lists]
+    cases += [(min(10_000, longest), count, 1) for count in options.list_workers[1:]]
+    cases += [(min(options.volumes, longest), first, 155)]
+    print("lists: seconds for all of it, MiB of the driver (before, found, end, most) and of files")
+    print("".join(f"{name:>{width}}" for name, width in LIST_COLUMNS.items()), flush=True)
+    figures = []
+    for scans, workers, slices in sorted(cases):
         with tempfile.TemporaryDirectory(dir=work) as name:
             folder = Path(name)
             make_pictures(folder / "in", scans, 32)
             figures.append(_apart(measure_driver, folder / "in", folder / "out", workers, slices))
+            print(list_row(figures[-1]), flush=True)
+    most = max(f.mib_most for f in figures if f.scans == longest)
+    print(f"memory of the driver for {longest} scans: {most:.0f} MiB")
+    single = {}
     with tempfile.TemporaryDirectory(dir=work) as name:
         folder = Path(name)
-        make_pictures(folder / "in", min(options.lists[-1], 5 * max(options.list_workers)), 32)
+        make_pictures(folder / "in", min(longest, 5 * max(options.list_workers)), 32)
         for workers in options.list_workers:
             answers = folder / "in", folder / f"out-{workers}", workers
             single[workers] = _apart(measure_one_by_one, *answers)
-    print(lists_table(figures, single), flush=True)
+            spent = f"{1000 * single[workers]:.2f} ms of CPU per scan"
+            print(f"loop, answers one by one, {workers} workers: {spent}", flush=True)
     return {"lists": [dataclasses.asdict(f) for f in figures], "one_by_one_cpu_s": single}
 
 
@@ -311,7 +314,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--size", type=int, default=256, help="Pixels of a side.")
     add("--free", type=int, default=500, help="Scans that cost nothing.")
     add("--lists", type=int, nargs="*", default=(1000, 10_000, 100_000), help="Scans of a list.")
-    add("--volumes", type=int, default=5000, help="Scans of a list of volumes of 155 slices.")
+    add("--volumes", type=int, default=2000, help="Scans of a list of volumes of 155 slices.")
     add("--list-workers", type=int, nargs="+", default=(16, 1000), help="Stand-ins for them.")
     add("--work", type=Path, help="Where scans and results go, and are deleted. Default: /tmp.")
     add("--output", "-o", type=Path, help="JSON file for the figures.")
