@@ -9,11 +9,13 @@
 #
 # PYTHON    the interpreter that makes the environment (3.10 or newer)
 # PIP_ARGS  handed to pip as it is, for example the package index or wheel folder to use
+# JOBS      how many tests run at once
 # ARGS      handed to pytest, to `berdiff demo` or to benchmarks/engines.py
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+JOBS ?= 2
 ARGS ?=
 
 # A test that makes an environment of its own installs with the same arguments.
@@ -94,7 +96,7 @@ types: build/installed
 	    --cache-dir ../../.mypy_cache --package berdiff
 
 pytest: $(DEV_READY)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(JOBS) $(ARGS)
 
 # Broken links and anchors stop the build. Not --quiet: it would also stop --strict from seeing them.
 docs: export NO_MKDOCS_2_WARNING = 1

@@ -1,7 +1,13 @@
-"""What the tests share: the optional data beside the project, and a real installation."""
+"""What the tests share: the optional data beside the project, and a real installation.
+
+`make pytest` runs the tests in several workers at once. A worker takes whole files, so that what a
+file shares is made once; what all files share is made by the worker that needs it first, and the
+others wait for it.
+"""
 
 import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,16 +16,63 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from xdist.scheduler import LoadScopeScheduling
 
     from berdiff.config import ModelConfig
     from berdiff.runtime.bundle import Bundle
     from berdiff.runtime.precision import Precision
 
+    MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "berdiff", "runtime", "export", "cli")
+IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IN_WORKER:  # there is a worker for every core, also for what the tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _share(nodeid: str) -> str:
+    """Name of the tests that one worker runs one after another."""
+    file = nodeid.partition("::")[0]
+    # A test of clusters may look for processes of Ray, and must find none of another test's.
+    return "clusters" if re.search("cluster|fleet|distributed", file) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> "LoadScopeScheduling":
+    """Give out what `_share` names."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _share(nodeid)
+
+    return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> "MadeOnce":
+    """Make a folder, by its name, once for all workers. Do not write into it later."""
+    base = tmp_path_factory.getbasetemp()
+    parent = (base.parent if IN_WORKER else base) / "made-once"
+    parent.mkdir(exist_ok=True)
+
+    def made(name: str, make: "Callable[[Path], object]") -> Path:
+        folder, finished = parent / name, parent / f"{name}.finished"
+        with FileLock(parent / f"{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -47,41 +100,46 @@ def _pip(*arguments: object) -> None:
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(made_once: "MadeOnce") -> Path:
     """A clean copy of what the wheel is made of.
 
     In the checkout itself, setuptools would put what an earlier build left in ``build/`` into the
     wheel.
     """
-    source = tmp_path_factory.mktemp("source")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, source / name, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, source / name)
-    return source
+
+    def copy(target: Path) -> None:
+        for name in SOURCES:
+            if (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, target / name, ignore=ignored)
+            else:
+                shutil.copy(ROOT / name, target / name)
+
+    return made_once("source", copy)
 
 
 @pytest.fixture(scope="session")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(source: Path, made_once: "MadeOnce") -> Path:
     """The wheel of this checkout."""
-    target = tmp_path_factory.mktemp("wheel")
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source)
-    (built,) = target.glob("berdiff-*.whl")
+
+    def build(target: Path) -> None:
+        _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source)
+
+    (built,) = made_once("wheel", build).glob("berdiff-*.whl")
     return built
 
 
 @pytest.fixture(scope="session")
-def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_python(wheel: Path, made_once: "MadeOnce") -> Path:
     """Interpreter of an environment with the wheel and its base dependencies, and no extra."""
-    environment = tmp_path_factory.mktemp("base") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin" / "python"
-    constraints = ROOT / "constraints.txt"
-    extra = shlex.split(os.environ.get("PIP_ARGS", ""))
-    _pip("--python", python, "install", "--no-compile", "--constraint", constraints, *extra, wheel)
-    return python
+
+    def install(environment: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+        options = ["--no-compile", "--constraint", ROOT / "constraints.txt"]
+        options += shlex.split(os.environ.get("PIP_ARGS", ""))
+        _pip("--python", environment / "bin" / "python", "install", *options, wheel)
+
+    return made_once("base-environment", install) / "bin" / "python"
 
 
 @pytest.fixture(scope="session")
@@ -112,50 +170,57 @@ def tiny_config() -> "ModelConfig":
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tiny_config: "ModelConfig", tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(tiny_config: "ModelConfig", made_once: "MadeOnce") -> Path:
     """A checkpoint of `tiny_config` with random weights. Do not write into it."""
-    from numpy_networks import named_weights
-    from torch_models import fill
 
-    from berdiff.autoencoder import BinaryAutoencoder
-    from berdiff.checkpoint import save_checkpoint
-    from berdiff.denoiser import Denoiser
+    def save(folder: Path) -> None:
+        from numpy_networks import named_weights
+        from torch_models import fill
 
-    autoencoder = BinaryAutoencoder(tiny_config.autoencoder)
-    denoiser = Denoiser(tiny_config.denoiser, tiny_config.schedule.num_timesteps)
-    for network in (autoencoder, denoiser):
-        # None of these weights is zero, as some are before training.
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        fill(network, named_weights(shapes))
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    save_checkpoint(folder, tiny_config, autoencoder, denoiser)
-    return folder
+        from berdiff.autoencoder import BinaryAutoencoder
+        from berdiff.checkpoint import save_checkpoint
+        from berdiff.denoiser import Denoiser
+
+        autoencoder = BinaryAutoencoder(tiny_config.autoencoder)
+        denoiser = Denoiser(tiny_config.denoiser, tiny_config.schedule.num_timesteps)
+        for network in (autoencoder, denoiser):
+            # None of these weights is zero, as some are before training.
+            shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+            fill(network, named_weights(shapes))
+        save_checkpoint(folder / "checkpoint", tiny_config, autoencoder, denoiser)
+
+    return made_once("tiny", save) / "checkpoint"
 
 
 @pytest.fixture(scope="session")
-def tiny_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_scans(made_once: "MadeOnce") -> Path:
     """A folder of healthy phantoms that fit `tiny_config`. Do not write into it."""
     from berdiff.phantoms import write_phantoms
 
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder / "heads", 12, size=(32, 32))
-    return folder / "heads" / "images"
+    def write(folder: Path) -> None:
+        write_phantoms(folder / "heads", 12, size=(32, 32))
+
+    return made_once("phantoms", write) / "heads" / "images"
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle_at(
-    tiny_checkpoint: Path, tiny_scans: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_checkpoint: Path, tiny_scans: Path, made_once: "MadeOnce"
 ) -> "Callable[[Precision], Bundle]":
     """The bundle of `tiny_checkpoint` at a precision. Do not write into it: copy its ``path``."""
-    from berdiff.export.write_bundle import export_bundle
+    from berdiff.runtime.bundle import Bundle
 
     @functools.cache
     def exported(precision: "Precision") -> "Bundle":
-        folder = tmp_path_factory.mktemp(f"tiny-{precision}")
-        calibration = tiny_scans if precision == "int8" else None
-        return export_bundle(
-            tiny_checkpoint, folder / "bundle", precision=precision, calibration=calibration
-        )
+        def export(folder: Path) -> None:
+            from berdiff.export.write_bundle import export_bundle
+
+            calibration = tiny_scans if precision == "int8" else None
+            export_bundle(
+                tiny_checkpoint, folder / "bundle", precision=precision, calibration=calibration
+            )
+
+        return Bundle.open(made_once(f"tiny-{precision}", export) / "bundle")
 
     return exported
 
