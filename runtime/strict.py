@@ -44,7 +44,7 @@ def from_json(cls: type[T], data: Any, where: str) -> T:
     """
     if not isinstance(data, dict):
         raise BerdiffError(f"{where}: expected an object, got {_shown(data)}")
-    hints, fields = _shape(cls)
+    hints, fields = _shape(cls)  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
             raise BerdiffError(
