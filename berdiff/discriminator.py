@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,11 +49,14 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Balance of the two losses: |grad reconstruction| / (|grad adversarial| + 1e-4), in [0, 1].
+def adaptive_weight(pixel: Tensor, critic: Tensor) -> Tensor:
+    """Balance of the two losses: |pixel| / (|critic| + 1e-4), in [0, 1] (Esser et al. 2021, eq. 7).
 
-    Both gradients are taken at the decoder's last weights (Esser et al. 2021, eq. 7).
+    Parameters
+    ----------
+    pixel, critic : Tensor
+        Gradients of the reconstruction loss and of the adversarial loss of the *whole* batch at the
+        decoder's last weights. The ratio of their norms is not linear: the mean of weights of parts
+        of a batch is another weight.
     """
-    (pixel,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (critic,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (pixel.norm() / (critic.norm() + 1e-4)).clamp(0, 1).detach()

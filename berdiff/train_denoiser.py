@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from berdiff.runtime.schedule import Schedule
 from .autoencoder import BinaryAutoencoder
 from .denoiser import Denoiser
 from .diffusion import reverse_loop, training_loss
+from .train_processes import accumulated
 from .trainer import Batch
 from .training_config import DenoiserStage, TrainingConfig
 
@@ -78,16 +80,19 @@ class DenoiserTraining:
         """AdamW."""
         return {"denoiser": self.optimizer}
 
-    def step(self, batch: Batch, step: int, accelerator: Any) -> dict[str, Tensor]:
+    def step(self, batches: Sequence[Batch], step: int, accelerator: Any) -> dict[str, Tensor]:
         """One step on codes of augmented images, each noised to a random timestep."""
-        code = self._code(batch)
-        timesteps = batch.timesteps(self.last_timestep + 1)
-        with accelerator.autocast():
-            loss = self._loss(self.network, batch, code, timesteps).mean()
+        total = torch.zeros((), device=accelerator.device)
         self.optimizer.zero_grad()
-        accelerator.backward(loss)
+        for batch in accumulated(batches, self.network, accelerator):
+            code = self._code(batch)
+            timesteps = batch.timesteps(self.last_timestep + 1)
+            with accelerator.autocast():
+                loss = self._loss(self.network, batch, code, timesteps).mean() / len(batches)
+            accelerator.backward(loss)
+            total += loss.detach()
         self.optimizer.step()
-        return {"loss": loss.detach()}
+        return {"loss": total}
 
     def validate(self, network: nn.Module, batch: Batch) -> dict[str, float]:
         """Loss at random steps of the trained range, in nats per bit."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from berdiff.runtime.errors import BerdiffError, optional
+from berdiff.runtime.errors import BerdiffError
 from berdiff.runtime.files import atomic_file
 
 from .data import Batches, HealthyImages, augment
+from .train_processes import (
+    agreed,
+    check_batch,
+    check_same,
+    describe,
+    mean_figures,
+    refuse,
+    sum_figures,
+)
 from .training_config import Augmentation, StageSettings
 from .training_log import TrainingLog
 
@@ -33,7 +42,7 @@ STATE_NAME = "state.pt"
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one step and the generators that all its randomness comes from.
+    """Images of a step, or of a part of it, and the generators that all randomness comes from.
 
     Attributes
     ----------
@@ -84,8 +93,8 @@ class Stage(Protocol):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return the optimisers, by name."""
 
-    def step(self, batch: Batch, step: int, accelerator: Any) -> dict[str, Tensor]:
-        """Take one optimiser step; return figures to log."""
+    def step(self, batches: Sequence[Batch], step: int, accelerator: Any) -> dict[str, Tensor]:
+        """Take one optimiser step on parts of equal size; return means over them, to log."""
 
     def validate(self, network: nn.Module, batch: Batch) -> dict[str, float]:
         """Return figures of the averaged network on held-out images; lower "loss" is better."""
@@ -116,7 +125,10 @@ class RunSettings:
     resume : bool
         Continue from the saved state where there is one.
     progress : callable, optional
-        Called after each step.
+        Called after each step, in the first process.
+    announce : callable, optional
+        Called at the start of each stage, in the first process, with a line that says on how many
+        processes, images per step, and so on.
     """
 
     folder: Path
@@ -124,6 +136,7 @@ class RunSettings:
     seed: int = 0
     resume: bool = False
     progress: Progress | None = None
+    announce: Callable[[str], None] | None = None
 
 
 class Trainer:
@@ -143,7 +156,8 @@ class Trainer:
     Raises
     ------
     BerdiffError
-        If there is a saved state and the run is not to continue it, or it belongs to another run.
+        If there is a saved state and the run is not to continue it, or it belongs to another run;
+        if the batch cannot be shared, or the processes have found different images or states.
     """
 
     def __init__(
@@ -153,11 +167,8 @@ class Trainer:
         self.folder = run.folder / stage.name
         self.accelerator = run.accelerator
         settings = stage.settings
-        if settings.batch_size % self.accelerator.num_processes:
-            raise BerdiffError(
-                f"batch_size {settings.batch_size} does not divide among "
-                f"{self.accelerator.num_processes} processes"
-            )
+        with agreed(self.accelerator):
+            check_batch(stage.name, settings, self.accelerator.num_processes)
         self.batches = Batches(
             count=len(images.train),
             batch_size=settings.batch_size,
@@ -175,7 +186,13 @@ class Trainer:
             name: [group["lr"] for group in optimizer.param_groups]
             for name, optimizer in self._optimizers.items()
         }
-        self.done = self._restore()
+        with agreed(self.accelerator):
+            self.done = self._restore()
+        check_same(
+            self.accelerator,
+            {"images": images.digest, "saved state": self.done},
+            "all must read the same images, and the run's folder must be one that all share",
+        )
 
     def train(self) -> nn.Module:
         """Run all remaining steps.
@@ -192,14 +209,19 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = self.stage.settings
-        with TrainingLog(self.folder, self.done, enabled=self.accelerator.is_main_process) as logs:
+        main = self.accelerator.is_main_process
+        with TrainingLog(self.folder, self.done, enabled=main) as logs:
+            line = describe(self.stage.name, settings, self.accelerator)
+            logs.start(self.done, line)
+            if self.run.announce and main:
+                self.run.announce(line)
             for step in range(self.done, settings.steps):
                 figures = self._step(step)
                 last = step + 1 == settings.steps
                 if last or (step + 1) % settings.validate_every == 0:
                     figures |= self._validate(step, logs)
                 logs.write(step + 1, figures)
-                if self.run.progress and self.accelerator.is_main_process:
+                if self.run.progress and main:
                     self.run.progress(self.stage.name, step + 1, settings.steps, figures)
                 if last or (step + 1) % settings.save_every == 0:
                     self._save(step + 1)
@@ -208,7 +230,8 @@ class Trainer:
     def _step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
         self._set_learning_rate(step)
-        # Dropout is the one thing that draws from PyTorch's own generator.
+        # Dropout is the one thing that draws from PyTorch's own generator, and so the one thing
+        # that depends on how a batch is shared.
         torch.manual_seed(
             (self.run.seed << 40) + step * self.batches.world_size + self.batches.rank
         )
@@ -217,17 +240,19 @@ class Trainer:
             augment(self.images.train[index], self.augmentation, rng)
             for index, rng in zip(self.batches.indices(step), generators, strict=True)
         ]
-        batch = Batch(self._to_device(np.stack(images)), generators)
+        size = len(images) // self.stage.settings.accumulate
+        batches = [
+            Batch(self._to_device(np.stack(images[at : at + size])), generators[at : at + size])
+            for at in range(0, len(images), size)
+        ]
         for part in self.stage.parts().values():
             part.train()
-        figures = {
-            name: float(value)
-            for name, value in self.stage.step(batch, step, self.accelerator).items()
-        }
+        figures = mean_figures(self.accelerator, self.stage.step(batches, step, self.accelerator))
         if not all(math.isfinite(value) for value in figures.values()):
-            raise BerdiffError(
+            refuse(
+                self.accelerator,
                 f"{self.stage.name}: step {step + 1} gave {figures}; training has diverged. "
-                "Lower the learning rate, or continue from the last saved state with --continue"
+                "Lower the learning rate, or continue from the last saved state with --continue",
             )
         self.average.update_parameters(self.accelerator.unwrap_model(self.stage.network))
         return figures | {"seconds": time.perf_counter() - started}
@@ -240,17 +265,24 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, step: int, logs: TrainingLog) -> dict[str, float]:
-        """Mean figures over the held-out images, with the same draws every time."""
+        """Mean figures over the held-out images, with the same draws every time.
+
+        Each process takes its share: all have the same averaged weights.
+        """
         network = self.average.module.eval()
-        images, size = self.images.validation, self.stage.settings.batch_size
+        images, accelerator = self.images.validation, self.accelerator
+        settings, processes = self.stage.settings, accelerator.num_processes
+        size = settings.batch_size // (processes * settings.accumulate)
         sums: dict[str, float] = {}
-        for start in range(0, len(images), size):
+        for start in range(size * accelerator.process_index, len(images), size * processes):
             chunk = images[start : start + size]
             for name, value in self.stage.validate(network, self._held_out(start, chunk)).items():
                 sums[name] = sums.get(name, 0.0) + value * len(chunk)
-        pictures = self.stage.pictures(network, self._held_out(0, images[:8]))
-        logs.pictures(step + 1, pictures)
-        return {f"validation_{name}": value / len(images) for name, value in sums.items()}
+        if accelerator.is_main_process:
+            pictures = self.stage.pictures(network, self._held_out(0, images[:8]))
+            logs.pictures(step + 1, pictures)
+        total = sum_figures(accelerator, sums)
+        return {f"validation_{name}": value / len(images) for name, value in total.items()}
 
     def _held_out(self, start: int, images: NDArray[np.float32]) -> Batch:
         generators = [
@@ -262,9 +294,12 @@ class Trainer:
         return torch.from_numpy(np.ascontiguousarray(images)).to(self.accelerator.device)
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between a run and its continuation."""
+        """What must not change between a run and its continuation.
+
+        The number of processes may, and the parts they take a batch in: the steps are the same.
+        """
         settings = dataclasses.asdict(self.stage.settings)
-        for name in ("steps", "validate_every", "save_every"):
+        for name in ("steps", "validate_every", "save_every", "accumulate"):
             if name != "steps" or self.stage.settings.final_learning_rate == 1:
                 del settings[name]
         return {
@@ -323,23 +358,3 @@ def learning_rate_factor(settings: StageSettings, step: int) -> float:
     done = min(1.0, (step - settings.warmup_steps) / span)
     low = settings.final_learning_rate
     return low + (1 - low) * (1 + math.cos(math.pi * done)) / 2
-
-
-def make_accelerator(device: str, precision: str) -> Any:
-    """Return an `accelerate.Accelerator` on exactly the device that was asked for.
-
-    Raises
-    ------
-    BerdiffError
-        If the device is not there: nothing falls back to the CPU.
-    """
-    accelerate = optional("accelerate", "train")
-    if device not in ("cpu", "cuda"):
-        raise BerdiffError(f"unknown device '{device}'; there are cpu and cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BerdiffError("device cuda was asked for, but PyTorch sees no CUDA GPU here; use cpu")
-    if precision not in ("no", "fp16", "bf16"):
-        raise BerdiffError(f"unknown precision '{precision}'; there are no, fp16 and bf16")
-    if precision == "fp16" and device == "cpu":
-        raise BerdiffError("fp16 training needs a GPU; use bf16 or no on the CPU")
-    return accelerate.Accelerator(cpu=device == "cpu", mixed_precision=precision)

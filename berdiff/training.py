@@ -21,6 +21,7 @@ from .checkpoint import AUTOENCODER_NAME, load_weights, save_checkpoint, save_we
 from .data import HealthyImages
 from .train_autoencoder import AutoencoderTraining
 from .train_denoiser import DenoiserTraining
+from .train_processes import agreed
 from .trainer import RunSettings, Stage, Trainer
 from .training_config import TrainingConfig, changed_keys
 
@@ -102,17 +103,11 @@ def train_denoiser(
     BerdiffError
         If the run's folder has no trained autoencoder.
     """
-    weights = run.folder / AUTOENCODER_NAME
-    if not weights.is_file():
-        raise BerdiffError(
-            f"{weights} is missing: train the autoencoder first, "
-            "with: berdiff train autoencoder -o " + str(run.folder)
-        )
     target = run.folder / CHECKPOINT_NAME
-    if target.exists():
-        raise BerdiffError(f"{target} exists already: this run has been trained to its end")
-    autoencoder = BinaryAutoencoder(config.model.autoencoder)
-    load_weights(weights, autoencoder)
+    with agreed(run.accelerator):
+        autoencoder = _trained_autoencoder(config, run.folder)
+        if target.exists():
+            raise BerdiffError(f"{target} exists already: this run has been trained to its end")
     torch.manual_seed(run.seed + 1)
     stage = DenoiserTraining(config, autoencoder, run.accelerator)
     logits = _run_stage(stage, config, images, run)
@@ -130,3 +125,15 @@ def train_denoiser(
         save_checkpoint(target, model, autoencoder, logits.denoiser, half=half)  # type: ignore[arg-type]
     run.accelerator.wait_for_everyone()
     return target
+
+
+def _trained_autoencoder(config: TrainingConfig, folder: Path) -> BinaryAutoencoder:
+    weights = folder / AUTOENCODER_NAME
+    if not weights.is_file():
+        raise BerdiffError(
+            f"{weights} is missing: train the autoencoder first, "
+            f"with: berdiff train autoencoder -o {folder}"
+        )
+    autoencoder = BinaryAutoencoder(config.model.autoencoder)
+    load_weights(weights, autoencoder)
+    return autoencoder

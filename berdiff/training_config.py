@@ -58,8 +58,12 @@ class StageSettings:
         Optimiser steps.
     batch_size : int
         Images per step, over all processes together.
+    accumulate : int
+        Parts in which each process takes its share of the batch, one after the other: the same
+        step with less memory.
     learning_rate : float
-        Adam's (autoencoder) or AdamW's (denoiser), after a linear warm-up.
+        Adam's (autoencoder) or AdamW's (denoiser), after a linear warm-up; for the whole batch,
+        however many processes share it.
     warmup_steps : int
         Steps over which the learning rate rises from 0.
     final_learning_rate : float
@@ -72,6 +76,7 @@ class StageSettings:
 
     steps: int = 12000
     batch_size: int = 24
+    accumulate: int = 1
     learning_rate: float = 1e-4
     warmup_steps: int = 0
     final_learning_rate: float = 1.0
@@ -81,7 +86,7 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
-        for name in ("steps", "batch_size", "validate_every", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:

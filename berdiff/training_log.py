@@ -12,6 +12,7 @@ from berdiff.runtime.errors import optional
 from berdiff.runtime.files import atomic_file
 
 LOG_NAME = "log.csv"
+STARTS_NAME = "starts.txt"
 
 
 class TrainingLog:
@@ -48,6 +49,12 @@ class TrainingLog:
         """Close TensorBoard's file."""
         if self.enabled:
             self._board.close()
+
+    def start(self, step: int, line: str) -> None:
+        """Record what goes on after `step` and on how many processes, one line per start."""
+        if self.enabled:
+            with open(self.folder / STARTS_NAME, "a", encoding="utf-8") as stream:
+                stream.write(f"after step {step}: {line}\n")
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Add a row; a figure that was not there before adds a column."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--continue", help="Continue a run that was stopped.")
     ] = False,
+    patience: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            min=0.05,
+            help="Of several processes, each waits so many minutes for another.",
+        ),
+    ] = 30.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Store the checkpoint's weights in float16.")
@@ -61,27 +70,54 @@ def train(
     from berdiff.runtime.errors import optional
 
     torch = optional("torch", "train")
-    from berdiff.data import load_healthy
-    from berdiff.trainer import RunSettings, make_accelerator
-    from berdiff.training import prepare_folder, train_autoencoder, train_denoiser
-    from berdiff.training_config import load_preset
+    from berdiff.train_processes import StoppedByAnother, make_accelerator, one_job
 
     if half and stages is Stages.autoencoder:
         raise typer.BadParameter("stage one alone writes no checkpoint", param_hint="--half")
     if threads:
         torch.set_num_threads(threads)
-    config = load_preset(preset, changes)
-    accelerator = make_accelerator(device, precision.value)
-    images = load_healthy(input, config.model.preprocessing, config.validation_fraction)
-    if accelerator.is_main_process:
-        # Stage two always stands in the folder of stage one.
-        prepare_folder(output, config, resume=resume or stages is Stages.denoiser)
-        typer.echo(
-            f"{len(images.train)} healthy images to train on, {len(images.validation)} held out",
-            err=True,
+    try:
+        accelerator = make_accelerator(device, precision.value, patience)
+        with one_job(accelerator):
+            _train(accelerator, stages, (input, output), (preset, changes), seed, resume, half)
+    except StoppedByAnother:
+        raise typer.Exit(1) from None
+
+
+def _train(
+    accelerator: Any,
+    stages: Stages,
+    folders: tuple[Path, Path],
+    recipe: tuple[str, list[str] | None],
+    seed: int,
+    resume: bool,
+    half: bool,
+) -> None:
+    """Prepare the run, in one of several processes, and train the stages."""
+    from berdiff.data import load_healthy
+    from berdiff.train_processes import agreed, check_batch
+    from berdiff.trainer import RunSettings
+    from berdiff.training import prepare_folder, train_autoencoder, train_denoiser
+    from berdiff.training_config import load_preset
+
+    source, output = folders
+    main = accelerator.is_main_process
+    with agreed(accelerator):
+        config = load_preset(*recipe)
+        if stages is not Stages.denoiser:
+            check_batch("autoencoder", config.autoencoder, accelerator.num_processes)
+        if stages is not Stages.autoencoder:
+            check_batch("denoiser", config.denoiser, accelerator.num_processes)
+        images = load_healthy(source, config.model.preprocessing, config.validation_fraction)
+        if main:
+            # Stage two always stands in the folder of stage one.
+            prepare_folder(output, config, resume=resume or stages is Stages.denoiser)
+    announce = partial(typer.echo, err=True)
+    if main:
+        announce(
+            f"{len(images.train)} healthy images to train on, {len(images.validation)} held out"
         )
-    accelerator.wait_for_everyone()
-    run = RunSettings(output, accelerator, seed, resume, _Progress())
+    run = RunSettings(output, accelerator, seed, resume, _Progress(), announce)
     if stages is not Stages.denoiser:
         train_autoencoder(config, images, run)
         accelerator.print(f"autoencoder: {output / 'autoencoder.safetensors'}")
