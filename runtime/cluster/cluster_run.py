@@ -148,26 +148,30 @@ def run_on_cluster(
     depth = options.workers + 1
     crew = Crew(cluster, detector.share(cluster), where.need, where.detectors, depth)
     with contextlib.closing(crew):
-        first = _first_worker(crew, len(assignment.found.sources))
+        tally = Tally(cluster.address, len(assignment.found.sources))
+        first = _first_worker(crew, tally, where.progress)
         record = DetectorRecord(detector.bundle, first.backend, first.device, first.engine)
         plan = RunPlan.make(record, options)
         with assignment.open_output(options.resume) as journal, _marker(assignment) as marker:
             ledger = RunLedger(record, plan, assignment, journal)
-            tally = Tally(cluster.address, len(assignment.found.sources), plan.warnings)
             run = _ClusterRun(crew, ledger, plan, marker, tally, where.progress)
             run.execute()
             return ledger.conclude(run.timings, tally.record()), tally
 
 
-def _first_worker(crew: Crew, scans: int) -> DetectorRecord:
+def _first_worker(
+    crew: Crew, tally: Tally, progress: Callable[[Tally], None] | None
+) -> DetectorRecord:
     """Wait for a worker, whose detector tells what the others' have to be."""
     while True:
-        crew.fill(scans)
+        crew.fill(tally.total)
         ready, _ = crew.cluster.ray.wait(crew.greetings, timeout=_WAIT)
         for greeting in ready:
             member = crew.welcome(greeting, None)
             if member is not None and member.said is not None and member.said.detector:
                 return member.said.detector
+        if progress is not None:
+            progress(tally)
 
 
 @contextlib.contextmanager

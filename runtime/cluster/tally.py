@@ -71,8 +71,6 @@ class Tally:
         Of the cluster.
     total : int
         Scans in all.
-    warnings : tuple of str
-        What the user should know.
     done, reused, slices : int
         Scans done, those of them by an earlier run, slices done by this one.
     detectors : int
@@ -89,7 +87,6 @@ class Tally:
 
     address: str
     total: int
-    warnings: tuple[str, ...] = ()
     done: int = 0
     reused: int = 0
     slices: int = 0

@@ -328,7 +328,7 @@ def background(command: list[str], ready: Callable[[], bool]) -> Iterator[None]:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while child.poll() is None and time.monotonic() < deadline and not ready():
             time.sleep(0.2)
         if child.poll() is None and ready():
