@@ -53,7 +53,11 @@ pretrained: $(DEMO_READY)
 	rm -rf berdiff/pretrained/phantom
 	cp -r build/phantom/checkpoint berdiff/pretrained/phantom
 
-test: lint docs types pytest
+# Two at once, and what each says in one piece where make can do that.
+test: $(DEV_READY)
+	@$(MAKE) --no-print-directory --jobs=2 \
+	    $(addprefix --,$(filter output-sync,$(.FEATURES))) lint docs types
+	@$(MAKE) --no-print-directory pytest
 
 # PyTorch with CUDA names its own versions of NVIDIA's libraries. TensorRT's wheels fetch theirs from
 # NVIDIA at installation: where that fails, the benchmark says so and goes on without it.

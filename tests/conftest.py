@@ -12,8 +12,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -34,24 +35,39 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "berdiff", "runtime", "expo
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if IN_WORKER:  # there is a worker for every core, also for what the tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+CLUSTERS = "clusters"
 
 
 def _share(nodeid: str) -> str:
     """Name of the tests that one worker runs one after another."""
     file = nodeid.partition("::")[0]
     # A test of clusters may look for processes of Ray, and must find none of another test's.
-    return "clusters" if re.search("cluster|fleet|distributed", file) else file
+    return CLUSTERS if re.search("cluster|fleet|distributed", file) else file
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Dear shares come first, so that no worker is left with one when the others have finished."""
+    if IN_WORKER:
+        count = Counter(_share(item.nodeid) for item in items)
+        dear = {_share(item.nodeid) for item in items if item.get_closest_marker("slow")}
+
+        def place(item: pytest.Item) -> tuple[bool, bool, int]:
+            share = _share(item.nodeid)
+            return share != CLUSTERS, share not in dear, -count[share]
+
+        items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> "LoadScopeScheduling":
-    """Give out what `_share` names."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "LoadScopeScheduling":
+    """Give out what `_share` names, in the order of the tests."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return _share(nodeid)
 
+    config.option.loadscopereorder = False
     return Scheduling(config, log)
 
 
