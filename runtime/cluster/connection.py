@@ -147,7 +147,7 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
             socket.create_connection((host, int(port)), timeout=_REACH).close()
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as error:  # Ray raises all kinds, down to Exception itself
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
         raise BerdiffError(
             f"no connection to the Ray cluster '{address}': {reason}. A cluster is started with "
             "'ray start --head' (and 'ray start --address HOST:PORT' on further machines), and "

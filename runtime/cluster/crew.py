@@ -118,6 +118,7 @@ class Crew:
         self.unfit: list[Introduction] = []
         self._idle: list[Member] = []  # kept, since letting go of an actor ends it
         self._coming: dict[Any, Member] = {}
+        self._gone: set[str] = set()
         self._looked = -math.inf
         ray = cluster.ray
         # +2: introduce and stop are answered while all others are busy.
@@ -209,13 +210,15 @@ class Crew:
 
     def _answers(self, node: str) -> bool:
         ray = self.cluster.ray
-        if node not in {entry.id for entry in self.cluster.nodes()}:
+        alive = {entry.id for entry in self.cluster.nodes()}
+        if node in self._gone or node not in alive:
             return False
         there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         ping = ray.remote(num_cpus=0, max_retries=0)(_answer).options(scheduling_strategy=there)
         try:
             return bool(ray.get(ping.remote(), timeout=_PING))
         except ray.exceptions.RayError:
+            self._gone.add(node)  # its other workers need not be waited for
             return False
 
 

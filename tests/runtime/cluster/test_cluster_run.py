@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from fakes import FakeEverywhere, fake_detector
 from PIL import Image
-from ray_cluster import ray_cluster
+from ray_cluster import SETTINGS, ray_cluster
 
 from berdiff.runtime.cluster.cluster_run import ClusterOptions, run_on_cluster
 from berdiff.runtime.cluster.connection import Cluster
@@ -110,14 +110,15 @@ def bright(path: Path) -> None:
 
 
 def workers() -> list[int]:
-    """Processes of workers that run on this machine."""
-    found = []
+    """Processes of workers of this test's cluster: no other has its token."""
+    found, token = [], SETTINGS["RAY_AUTH_TOKEN"].encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
+            own = token in (folder / "environ").read_bytes()
         except OSError:
             continue
-        if command.startswith(b"ray::Worker"):
+        if own and command.startswith(b"ray::Worker"):
             found.append(int(folder.name))
     return found
 
