@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from berdiff.runtime.backends import available
+from berdiff.runtime.bundle import Bundle
 from berdiff.runtime.nvidia import driver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -255,18 +258,31 @@ def test_what_is_timed_on_a_cpu(
     assert "--compile" in left_out["PyTorch compiled"]
 
 
+def test_an_export_that_fails_is_said(script: ModuleType, tmp_path: Path) -> None:
+    """`berdiff export` takes the options it is given, and misses the checkpoint."""
+    for leftover in ("heads", "bundle-int8"):
+        (tmp_path / leftover).mkdir()
+    options = Namespace(work=tmp_path, calibration=tmp_path / "heads")
+    assert "no config.json" in script.prepare.bundle(tmp_path / "nothing", "int8", options)
+    assert not (tmp_path / "bundle-int8").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def test_a_small_run_from_beginning_to_end(
-    device: str, tiny_checkpoint: Path, tmp_path: Path
+    device: str, tiny_checkpoint: Path, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
+    """But for the export, which takes longer than all of it: the bundle is there already."""
     if device not in ("cpu", *(gpu.device for gpu in driver().gpus)):
         pytest.skip(driver().problem or "no such GPU")
+    copy = Path(shutil.copytree(tiny_bundle.path, tmp_path / "bundle-fp32")) / "bundle.json"
+    copied = copy.stat().st_mtime_ns
     command = [sys.executable, str(ROOT / "benchmarks" / "engines.py"), "--device", device]
     command += ["--checkpoint", str(tiny_checkpoint), "--work", str(tmp_path), "--threads", "1"]
     command += ["--batch-sizes", "1,2", "--rounds", "2", "--steps", "3", "--noise-level", "50"]
     command += ["--precisions", "fp32", "--peak", "fp32=0.1", "--bandwidth", "10"]
     subprocess.run(command, check=True, capture_output=True)
+    assert copy.stat().st_mtime_ns == copied
     result = json.loads((tmp_path / "engines.json").read_text())
     names = ["PyTorch eager, one at a time", "PyTorch eager fp32"]
     if device == "cpu":
