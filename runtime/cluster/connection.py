@@ -18,6 +18,8 @@ from ..closing import Closing
 from ..errors import BerdiffError, optional
 
 _REACH = 15.0  # seconds in which a machine of a cluster answers
+# Ray gives a node 30 seconds to start, which on a busy machine may not do the first time.
+_ATTEMPTS = 3
 _ADDRESS = re.compile(r"local|auto|(ray://)?[^\s/:]+:\d+")
 
 # Ray reports usage over the internet unless told otherwise.
@@ -141,18 +143,23 @@ def _token() -> str:
 
 
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
-    try:
-        if ":" in address:  # Ray itself would try for minutes
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_REACH).close()
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    except Exception as error:  # Ray raises all kinds, down to Exception itself
-        reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
-        raise BerdiffError(
-            f"no connection to the Ray cluster '{address}': {reason}. A cluster is started with "
-            "'ray start --head' (and 'ray start --address HOST:PORT' on further machines), and "
-            "may ask for the token in RAY_AUTH_TOKEN; --cluster local needs none"
-        ) from error
+    for left in range(_ATTEMPTS if address == "local" else 1)[::-1]:
+        try:
+            if ":" in address:  # Ray itself would try for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=_REACH).close()
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            return
+        except Exception as error:  # Ray raises all kinds, down to Exception itself
+            ray.shutdown()
+            reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+            if left and "timed out during startup" in reason:
+                continue
+            raise BerdiffError(
+                f"no connection to the Ray cluster '{address}': {reason}. A cluster is started "
+                "with 'ray start --head' (and 'ray start --address HOST:PORT' on further "
+                "machines), and may ask for the token in RAY_AUTH_TOKEN; --cluster local needs none"
+            ) from error
 
 
 def _node(entry: dict[str, Any]) -> Node:
