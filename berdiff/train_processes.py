@@ -24,6 +24,9 @@ from berdiff.runtime.errors import BerdiffError, optional
 
 from .training_config import StageSettings
 
+# Seconds that a process with nothing to say waits before it ends: once one has ended, the launcher
+# ends all others, and the one with something to say has to come to it.
+BEHIND = 10
 # Minutes that a process waits for another one: longer than any two need to differ, reading images
 # from slow disks included; short enough that a night is not lost to a process that hangs.
 PATIENCE = 30.0
@@ -276,13 +279,19 @@ def one_job(accelerator: Any) -> Iterator[None]:
     )
     try:
         yield
+    except StoppedByAnother:
+        undo()
+        raise
     except RuntimeError as error:
         if not _of_communication(error):
             raise
+        cause = str(error).partition(" This is typically")[
+            0
+        ]  # advice to those who wrote the program
         raise BerdiffError(
             f"{who} has lost another one, which was killed, has failed or has not answered for "
             f"{_patience(accelerator)} (a process that does not say this is the one to look at; "
-            f"the launcher names one that died); {GO_ON}. The cause: {str(error).splitlines()[0]}"
+            f"the launcher names one that died); {GO_ON}. The cause: {cause}"
         ) from error
     accelerator.end_training()
     undo()

@@ -333,7 +333,7 @@ class Trainer:
                 f"{self.folder} holds a training that was begun already; continue it with "
                 "--continue, or choose another folder"
             )
-        state = torch.load(source, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(source, map_location="cpu", weights_only=True)
         if state["identity"] != self._identity():
             old, new = state["identity"], self._identity()
             changed = [key for key in new if old.get(key) != new[key]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
@@ -70,7 +71,7 @@ def train(
     from berdiff.runtime.errors import optional
 
     torch = optional("torch", "train")
-    from berdiff.train_processes import StoppedByAnother, make_accelerator, one_job
+    from berdiff.train_processes import BEHIND, StoppedByAnother, make_accelerator, one_job
 
     if half and stages is Stages.autoencoder:
         raise typer.BadParameter("stage one alone writes no checkpoint", param_hint="--half")
@@ -81,6 +82,7 @@ def train(
         with one_job(accelerator):
             _train(accelerator, stages, (input, output), (preset, changes), seed, resume, half)
     except StoppedByAnother:
+        time.sleep(BEHIND)
         raise typer.Exit(1) from None
 
 

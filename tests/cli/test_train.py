@@ -198,32 +198,6 @@ def test_killed_at_any_moment_it_continues_to_the_same_checkpoint(
         assert rows(run / name) == rows(expected / name), where
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_would(arguments: list[str], tmp_path: Path) -> None:
-    """Each takes half of every batch; together they enter, log and write the run once."""
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    changes = ["batch_size=4", "adversarial_weight=0", "ema=0", "learning_rate=0.003"]
-    words = [
-        *arguments,
-        *(word for change in changes for word in ("--set", f"autoencoder.{change}")),
-    ]
-    assert call("autoencoder", "-o", alone, *words).exit_code == 0
-
-    script = tmp_path / "train.py"
-    script.write_text("import sys; from berdiff.cli.main import run; run(sys.argv[1:])")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, script, "train", "autoencoder", "-o", shared, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("autoencoder: ") == 1
-    assert rows(shared / "autoencoder") == ["1", "2", "3", "4"]
-    losses = []
-    for run in (alone, shared):
-        with open(run / "autoencoder" / "log.csv", newline="") as stream:
-            losses.append(float(list(csv.DictReader(stream))[-1]["validation_loss"]))
-    assert losses[0] == pytest.approx(losses[1], rel=0.01)
-
-
 # --- refusals ------------------------------------------------------------------------------------
 
 
