@@ -15,7 +15,7 @@ from berdiff.data import Batches, HealthyImages, augment
 from berdiff.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from berdiff.runtime.errors import BerdiffError
 from berdiff.runtime.preprocessing import Preprocessing
-from berdiff.train_processes import make_accelerator
+from berdiff.train_processes import StoppedByAnother, check_batch, make_accelerator
 from berdiff.trainer import RunSettings, learning_rate_factor
 from berdiff.training import prepare_folder, train_autoencoder, train_denoiser
 from berdiff.training_config import (
@@ -235,6 +235,39 @@ def test_unknown_devices_and_precisions_are_refused(device, precision) -> None:
     """Nothing falls back silently."""
     with pytest.raises(BerdiffError):
         make_accelerator(device, precision)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "give --precision bf16 to berdiff"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--set denoiser.accumulate=4"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "DistributedDataParallel only"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"},
+            "--multi_gpu with -d cpu",
+        ),
+    ],
+)
+def test_what_a_launcher_was_told_is_not_ignored(variables, message, monkeypatch) -> None:
+    """The first process says so; the others are left nothing to say."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BerdiffError, match=message) as caught:
+        make_accelerator("cpu", "no")
+    assert caught.type is BerdiffError
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(StoppedByAnother):
+        make_accelerator("cpu", "no")
+
+
+def test_a_batch_is_shared_equally_or_not_at_all() -> None:
+    """The message says which sizes would do."""
+    check_batch("denoiser", StageSettings(batch_size=12, accumulate=2), 3)
+    with pytest.raises(BerdiffError, match=r"may be 6 or 12, as in --set denoiser\.batch_size=12"):
+        check_batch("denoiser", StageSettings(batch_size=8, accumulate=2), 3)
+    with pytest.raises(BerdiffError, match="may be 16, as in"):
+        check_batch("denoiser", StageSettings(batch_size=8), 16)
 
 
 def test_processes_share_a_batch_without_overlap() -> None:
