@@ -34,7 +34,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(bundle: Bundle, scans: Path, out: Path, *options: str) -> list[str]:
     """`berdiff infer`, slow enough to be interrupted."""
     paths = ["-m", str(bundle.path), "-i", str(scans), "-o", str(out)]
-    slow = ["--noise-level", "120", "--steps", "120", "--batch-size", "1", "--threads", "1"]
+    slow = ["--noise-level", "60", "--steps", "60", "--batch-size", "1", "--threads", "1"]
     start = "from berdiff.cli.main import run; run()"
     return [sys.executable, "-c", start, "infer", *paths, *slow, "--no-report", *options]
 
