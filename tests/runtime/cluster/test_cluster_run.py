@@ -202,13 +202,13 @@ def test_killed_workers_cost_a_retry_and_no_result(
     gate, killed = Gate(tmp_path / "gate", 4), []
 
     def kill(now: Tally) -> None:
-        """Kill one worker while nothing is done yet, and one later."""
-        if now.detectors == 4 and len(killed) < 2 and now.done >= 6 * len(killed):
-            victim = next(pid for pid in workers() if pid not in killed)
-            os.kill(victim, signal.SIGKILL)
-            killed.append(victim)
-        elif killed:
-            gate(now)
+        """Kill two that have begun; those that come after them may have a scan alone."""
+        if now.detectors == 4 and not killed:
+            killed.extend(workers()[:2])
+            for victim in killed:
+                os.kill(victim, signal.SIGKILL)
+        elif now.lost_workers == 2:
+            gate.open()
 
     where = ClusterOptions(Need(0, 1), 4, kill)
     detector = gate.detector(delay=0.1)
