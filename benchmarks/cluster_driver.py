@@ -84,7 +84,7 @@ class Answers:
             "Resources": {"CPU": float(workers)},
         }
         detector = DetectorRecord.of(simulated_detector(0.0, SIZE))
-        self._said = Introduction("0" * 56, "here", 1, detector=detector)
+        self._said = Introduction("0" * 56, "here", detector=detector)
         # The clock and the CPU time when the first scan was given out.
         self.begun: tuple[float, float] | None = None
 

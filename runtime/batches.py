@@ -34,6 +34,11 @@ def read_job(source: ScanSource, preprocessing: Preprocessing) -> ScanJob:
         raise InputError(f"{source.key}: {error}") from error
 
 
+def slices_of(jobs: Iterable[ScanJob]) -> Iterator[Slice]:
+    """Every slice of every scan, scan after scan; scans are taken as they are needed."""
+    return ((job, number) for job in jobs for number in range(len(job.images)))
+
+
 def in_batches(slices: Iterator[Slice], size: int) -> Iterator[list[Slice]]:
     """Group slices as they come, `size` at a time; the last group may be smaller."""
     while batch := list(itertools.islice(slices, size)):
@@ -95,8 +100,7 @@ def detect_slices(
     """
     if batch_size < 1:
         raise InputError(f"batch size must be 1 or more, got {batch_size}")
-    slices = ((job, number) for job in jobs for number in range(len(job.images)))
-    for batch in in_batches(slices, batch_size):
+    for batch in in_batches(slices_of(jobs), batch_size):
         detection = detect_batch(detector, batch, settings, seed)
         for item, (job, number) in enumerate(batch):
             job.accept(number, detection, item)

@@ -15,11 +15,9 @@ Layout of an output folder::
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
-from .batches import Progress, Slice, in_batches
+from .batches import Progress, in_batches, slices_of
 from .detector import Detector
 from .detector_record import DetectorRecord
 from .flow import Flow
@@ -86,21 +84,15 @@ class _Run:
     def execute(self) -> RunSummary:
         options = self.work.plan.options
         with Flow[ScanSource, ScanJob](options.workers, options.memory) as flow:
-            for batch in in_batches(self._slices(flow), options.batch_size):
+            jobs = flow.read(self.ledger.assignment.found.sources, self._take)
+            for batch in in_batches(slices_of(jobs), options.batch_size):
                 for job in self.work.detect(batch):
                     flow.write(self._finish, job)
                 self.ledger.report(len(batch))
-        timings = defaultdict(float, self.work.timings, starved=flow.starved)
-        return self.ledger.conclude(timings)
-
-    def _slices(self, flow: Flow[ScanSource, ScanJob]) -> Iterator[Slice]:
-        """Every slice to process, scan after scan; unusable scans are recorded and left out."""
-        for job in flow.read(self.ledger.assignment.found.sources, self._take):
-            for number in range(len(job.images)):
-                yield job, number
+        return self.ledger.conclude(self.work.timings | {"starved": flow.starved})
 
     def _take(self, source: ScanSource) -> ScanJob | None:
-        """Read a scan, unless it is finished already or cannot be used."""
+        """Read a scan; None where it is finished already, or cannot be used, which is recorded."""
         if self.ledger.finished(source):
             return None
         read = self.work.read(source)

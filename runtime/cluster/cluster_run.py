@@ -228,7 +228,6 @@ class _ClusterRun:
 
     def _tell(self) -> None:
         self.tally.done, self.tally.reused = len(self.ledger.results), self.ledger.reused
-        self.tally.detectors = len(self.crew.members)
         if self.progress is not None:
             self.progress(self.tally)
 
@@ -308,15 +307,15 @@ class _ClusterRun:
 
     def _write(self, report: Report) -> None:
         """Write results that a worker could not write itself."""
-        expected = {
-            name: (digest, outcome.result.input)
+        asked = {
+            name: outcome.result.input
             for outcome in report.outcomes
             if outcome.record
-            for name, digest in outcome.record.outputs.items()
+            for name in outcome.record.outputs
         }
         for name, content in report.files.items():
             owner = self.ledger.assignment.owners.get(name)
-            if name not in expected or owner != expected[name][1]:
+            if owner is None or owner != asked.get(name):
                 raise BerdiffError(f"a worker returned a file that was not asked for: {name}")
             with writing(self.ledger.output):
                 write_atomic(self.ledger.output / name, content)

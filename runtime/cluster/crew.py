@@ -60,10 +60,8 @@ class Member:
     ----------
     actor : ActorHandle
         The worker.
-    greeting : ObjectRef
-        Its `Introduction`, once it is placed and has opened its detector.
     said : Introduction or None
-        That, once it is there.
+        What it says of itself, once it is placed and has opened its detector.
     groups : dict of ObjectRef to Group
         What it was given and has not returned.
     alone : bool
@@ -73,7 +71,6 @@ class Member:
     """
 
     actor: Any
-    greeting: Any
     said: Introduction | None = None
     groups: dict[Any, Group] = field(default_factory=dict)
     alone: bool = False
@@ -101,8 +98,8 @@ class Crew:
     ----------
     members : list of Member
         Those that were introduced and can work.
-    unfit : list of Introduction
-        What those said that cannot work. They keep their place, so that no other is put there.
+    unfit : list of Member
+        Those that cannot work. They keep their place, so that no other is put there.
     """
 
     def __init__(
@@ -115,8 +112,7 @@ class Crew:
     ) -> None:
         self.cluster, self.need, self.limit, self.depth = cluster, need, limit, depth
         self.members: list[Member] = []
-        self.unfit: list[Introduction] = []
-        self._idle: list[Member] = []  # kept, since letting go of an actor ends it
+        self.unfit: list[Member] = []
         self._coming: dict[Any, Member] = {}
         self._gone: set[str] = set()
         self._looked = -math.inf
@@ -188,8 +184,7 @@ class Crew:
             return None
         problem = misfit(said, expected) if expected else said.problem
         if problem:
-            self.unfit.append(said)
-            self._idle.append(member)
+            self.unfit.append(member)
             if not self.members and not self._coming:
                 raise BerdiffError(f"no detector could be opened on the cluster: {problem}")
             return None
@@ -199,14 +194,13 @@ class Crew:
 
     def close(self) -> None:
         """End all workers."""
-        for member in (*self.members, *self._idle, *self._coming.values()):
+        for member in (*self.members, *self.unfit, *self._coming.values()):
             with contextlib.suppress(Exception):
                 self.cluster.ray.kill(member.actor)
 
     def _start(self) -> None:
         actor = self._class.options(scheduling_strategy="SPREAD").remote(self._open_detector)
-        greeting = actor.introduce.remote()
-        self._coming[greeting] = Member(actor, greeting)
+        self._coming[actor.introduce.remote()] = Member(actor)
 
     def _answers(self, node: str) -> bool:
         ray = self.cluster.ray

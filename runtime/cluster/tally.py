@@ -71,10 +71,8 @@ class Tally:
         Of the cluster.
     total : int
         Scans in all.
-    done, reused, slices : int
-        Scans done, those of them by an earlier run, slices done by this one.
-    detectors : int
-        Workers at work.
+    done, reused : int
+        Scans done, and those of them that an earlier run did.
     lost_workers, lost_nodes : int
         Workers that died; those of them whose node was gone.
     retried : int
@@ -89,8 +87,6 @@ class Tally:
     total: int
     done: int = 0
     reused: int = 0
-    slices: int = 0
-    detectors: int = 0
     lost_workers: int = 0
     lost_nodes: int = 0
     retried: int = 0
@@ -126,7 +122,16 @@ class Tally:
         node.scans += len(report.outcomes)
         node.slices += report.slices
         node.busy += report.busy
-        self.slices += report.slices
+
+    @property
+    def slices(self) -> int:
+        """Slices that this run has done."""
+        return sum(node.slices for node in self.nodes.values())
+
+    @property
+    def detectors(self) -> int:
+        """Workers at work."""
+        return sum(node.detectors for node in self.nodes.values())
 
     @property
     def scans_per_second(self) -> float:

@@ -19,10 +19,9 @@ from typing import Any
 
 from berdiff import __version__
 
-from ..batches import Slice, in_batches
+from ..batches import in_batches, slices_of
 from ..detector import Detector
 from ..detector_record import DetectorRecord
-from ..environment import software
 from ..errors import BerdiffError, optional
 from ..run_plan import RunPlan
 from ..scan_job import ScanJob
@@ -42,23 +41,17 @@ class Introduction:
         Ray's identity of its node.
     host : str
         Name of that machine.
-    pid : int
-        Its process.
     version : str
         Its version of berdiff.
     detector : DetectorRecord
         What it has opened.
-    software : dict of str to str
-        Versions of the libraries on its node.
     problem : str
         Why it has opened nothing; empty where it has.
     """
 
     node: str
     host: str
-    pid: int
     version: str = __version__
-    software: dict[str, str] = field(default_factory=software)
     detector: DetectorRecord | None = None
     problem: str = ""
 
@@ -141,7 +134,7 @@ class Worker:
     def introduce(self) -> Introduction:
         """Open the detector, and say where this is and what was opened."""
         node = optional("ray", "cluster").get_runtime_context().get_node_id()
-        here = (node, platform.node(), os.getpid())
+        here = (node, platform.node())
         try:
             self._detector = self._open_detector()
             self._detector.warm_up()
@@ -164,8 +157,9 @@ class Worker:
         """
         if self._detector is None:
             raise BerdiffError("the worker has opened no detector")
-        changed = any(stamp_of(path) != stamp for path, stamp in group.stamps.items())
-        if group.contents is None and changed:
+        if group.contents is None and any(
+            stamp_of(path) != stamp for path, stamp in group.stamps.items()
+        ):
             return Report(blind=True)
         with _results(group.marker) as (output, shared), _inputs(group) as sources:
             work = ScanWork(self._detector, plan, output)
@@ -183,7 +177,7 @@ class Worker:
         jobs = [item for item in read if isinstance(item, ScanJob)]
         done: list[ScanJob] = []
         slices, busy = 0, 0.0
-        for batch in in_batches(_slices(jobs), work.plan.options.batch_size):
+        for batch in in_batches(slices_of(jobs), work.plan.options.batch_size):
             with self._networks:
                 if self._stopped.is_set():
                     break
@@ -202,12 +196,6 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def _slices(jobs: list[ScanJob]) -> Iterator[Slice]:
-    for job in jobs:
-        for number in range(len(job.images)):
-            yield job, number
 
 
 @contextmanager

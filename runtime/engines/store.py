@@ -194,6 +194,13 @@ def engine_key(
     return "-".join([*parts, hashlib.sha256(repr(identity).encode()).hexdigest()[:12]])
 
 
+def engine_folders(bundle: Bundle) -> list[Path]:
+    """Folders in a bundle that hold the sidecar of a build, by key."""
+    root = bundle.path / ENGINES_FOLDER
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return [folder for folder in folders if (folder / SIDECAR_NAME).is_file()]
+
+
 def stored_engines(bundle: Bundle) -> list[StoredEngine]:
     """All engines in a bundle whose sidecar can be read, by key.
 
@@ -202,9 +209,7 @@ def stored_engines(bundle: Bundle) -> list[StoredEngine]:
     BackendError
         If a sidecar is damaged or was written by a newer berdiff; names file and key.
     """
-    root = bundle.path / ENGINES_FOLDER
-    folders = sorted(root.iterdir()) if root.is_dir() else []
-    return [read_engine(folder) for folder in folders if (folder / SIDECAR_NAME).is_file()]
+    return [read_engine(folder) for folder in engine_folders(bundle)]
 
 
 def read_engine(folder: Path) -> StoredEngine:
@@ -234,9 +239,8 @@ def read_engine(folder: Path) -> StoredEngine:
 
 def intact_keys(bundle: Bundle) -> frozenset[str]:
     """Keys of the engines in a bundle that are as they were written."""
-    root = bundle.path / ENGINES_FOLDER
     intact = set()
-    for folder in root.iterdir() if root.is_dir() else ():
+    for folder in engine_folders(bundle):
         with contextlib.suppress(BackendError, OSError):
             read_engine(folder).check()
             intact.add(folder.name)

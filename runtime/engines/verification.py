@@ -14,7 +14,7 @@ from ..environment import software
 from ..errors import BackendError, BerdiffError
 from ..strict import read_json, to_json
 from .gpu import Gpu
-from .store import ENGINES_FOLDER, SIDECAR_NAME, StoredEngine, read_engine
+from .store import StoredEngine, engine_folders, read_engine
 
 VERIFICATION_NAME = "verification.json"
 VERIFICATION_VERSION = 1
@@ -124,11 +124,8 @@ def verified_in_words(engine: StoredEngine) -> str:
 
 def engines_in_words(bundle: Bundle) -> dict[str, str]:
     """Say of every engine in a bundle, by key, whether it was verified; or why it is of no use."""
-    root = bundle.path / ENGINES_FOLDER
     found = {}
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if not (folder / SIDECAR_NAME).is_file():
-            continue
+    for folder in engine_folders(bundle):
         try:
             engine = read_engine(folder)
             engine.check()
