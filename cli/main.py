@@ -20,6 +20,7 @@ from .import_ import import_checkpoint
 from .infer import infer
 from .info import info
 from .phantoms import phantoms
+from .serve import serve
 from .train import train
 from .verify import verify
 
@@ -64,6 +65,7 @@ app.command("calibrate")(calibrate)
 app.command("infer")(infer)
 app.command("evaluate")(evaluate)
 app.command("bench")(bench)
+app.add_typer(serve, name="serve")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,14 @@
+"""``berdiff serve``: what runs for as long as a scanner or an archive sends."""
+
+from __future__ import annotations
+
+import typer
+
+serve = typer.Typer(
+    help="Serve a detector to scanners and archives.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@serve.callback()
+def _group() -> None:
+    pass
