@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +14,30 @@ from .backends import Backend, open_backend
 from .bundle import Bundle
 from .closing import Closing
 from .cuda.backend import DeviceBackend
+from .deadline import UNLIMITED, Cancel, Deadline
+from .detection import Detection, DeviceDetection, ScanDetection, ThresholdSource, among_empty
 from .errors import BackendError, InputError
+from .lifetime import Lifetime
 from .manifest import AnomalyMapKind, SamplingDefaults
 from .philox import PhiloxNoise
 from .preprocessing import Preprocessing, foreground
 from .sampler import Sampler
 from .sampling_settings import fill_settings, make_sampler
-from .walk import timed, walk
+from .scan_detection import detect_scan, on_host
+from .walk import Walk, timed, walk
+
+__all__ = ["Detection", "Detector", "DeviceDetection", "ScanDetection"]
 
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Detection:
-    """Result for a batch of images, on the model's grid.
-
-    An image without foreground, that is, of zeros, is not looked at: its maps, reconstruction and
-    score are 0 and its mask is empty.
-
-    Attributes
-    ----------
-    anomaly_map : ndarray of float32, shape (N, H, W)
-        At least 0; larger is more anomalous. Which kind it is, the bundle says.
-    flip_map : ndarray of float32, shape (N, H, W)
-        Mean probability, over steps and bits, that the healthy code differs; in [0, 1].
-    reconstruction : ndarray of float32, shape (N, C, H, W)
-        The healthy counterpart, in [0, 1].
-    mask : ndarray of bool, shape (N, H, W)
-        Segmentation by the threshold the bundle was calibrated to for these settings, or by
-        Otsu's where there is none. Empty where a network answered with NaN or infinity: the maps
-        and the reconstruction of that image are NaN throughout.
-    score : ndarray of float64, shape (N,)
-        Mean of the highest 1 % of the anomaly map inside the foreground.
-    timings : dict of str to float
-        Seconds spent in "encode", "loop", "decode" and "maps", for the whole batch; 0 where no
-        image shows anything.
-    """
-
-    anomaly_map: FloatArray
-    flip_map: FloatArray
-    reconstruction: FloatArray
-    mask: NDArray[np.bool_]
-    score: NDArray[np.float64]
-    timings: dict[str, float]
-
-
-@dataclass(frozen=True)
-class DeviceDetection:
-    """Result for a batch of images that stays on the GPU.
-
-    The arrays offer DLPack and ``__cuda_array_interface__``: CuPy, PyTorch and others take them
-    over without a copy. They belong to the caller, and everything in them is done.
-
-    Attributes
-    ----------
-    anomaly_map : DeviceArray of float32, shape (N, H, W)
-        As in `Detection`, before smoothing.
-    flip_mean : DeviceArray of float32, shape (N, h, w)
-        Mean probability, over steps and bits, that the healthy code differs; in [0, 1].
-    reconstruction : DeviceArray of float32, shape (N, C, H, W)
-        The healthy counterpart, in [0, 1].
-    sound : ndarray of bool, shape (N,)
-        False where a network answered with NaN or infinity; that image's results are NaN.
-    """
-
-    anomaly_map: Any
-    flip_mean: Any
-    reconstruction: Any
-    sound: NDArray[np.bool_]
 
 
 class Detector(Closing):
     """A bundle opened on a backend.
 
-    Use one per worker thread; `detect` keeps no state between calls.
+    Any number of threads may share one: what a call returns does not depend on the others. On a
+    CPU they compute at the same time, on a GPU they take turns. A detector belongs to the process
+    that opened it: after a fork, calls in the child raise `BackendError`, and it cannot be pickled;
+    open one in each process.
 
     Examples
     --------
@@ -99,6 +49,7 @@ class Detector(Closing):
         self.bundle = bundle
         self.backend = backend
         self.schedule = bundle.schedule
+        self._lifetime = Lifetime()
 
     @classmethod
     def open(
@@ -132,16 +83,32 @@ class Detector(Closing):
         return cls(opened, open_backend(opened, backend, device, threads))
 
     def close(self) -> None:
-        """Release the engines."""
-        self.backend.close()
+        """Release the engines, once the calls that other threads are in have ended.
+
+        Calls after that raise `BackendError`. Closing twice does nothing.
+        """
+        if self._lifetime.end():
+            self.backend.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to travel: engines stay in their process."""
+        raise TypeError(
+            "a Detector cannot be pickled; pass the path of its bundle and open one per process"
+        )
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Run every network once on zeros, so that the first real image is not the slow one."""
-        pre, code = self.bundle.manifest.preprocessing, self.bundle.manifest.code
-        self.backend.encode(np.zeros((batch_size, pre.channels, *pre.size), np.float32))
-        zeros = np.zeros((batch_size, code.channels, code.height, code.width), np.float32)
-        self.backend.flip_probability(zeros, 0)
-        self.backend.decode(zeros)
+        """Walk a batch of zeros through everything, so that the first image is not the slow one.
+
+        Parameters
+        ----------
+        batch_size : int
+            Images at a time that will be usual.
+        """
+        pre, usual = self.bundle.manifest.preprocessing, self.settings()
+        settings = replace(usual, steps=min(2, usual.noise_level))
+        zeros = np.zeros((batch_size, pre.channels, *pre.size), np.float32)
+        with self._lifetime.call():
+            self._walk(zeros, PhiloxNoise(0, range(batch_size)), settings, UNLIMITED)
 
     def settings(
         self,
@@ -159,10 +126,13 @@ class Detector(Closing):
 
     def detect(
         self,
-        images: NDArray[np.float32],
+        images: Any,
         ids: ArrayLike,
         seed: int = 0,
         settings: SamplingDefaults | None = None,
+        *,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
     ) -> Detection:
         """Find anomalies in a batch.
 
@@ -172,33 +142,90 @@ class Detector(Closing):
 
         Parameters
         ----------
-        images : ndarray of float32, shape (N, C, H, W)
-            On the model's grid, in [0, 1]; see `Preprocessing.to_grid`.
+        images : array, shape (N, C, H, W)
+            On the model's grid, in [0, 1]; see `Preprocessing.to_grid`. A NumPy array, or any that
+            offers DLPack and lies in host memory. Read, never changed; taken as float32.
         ids : array_like of uint64, shape (N,)
             Identity of each image: which noise it draws.
         seed : int
             64-bit seed of the run.
         settings : SamplingDefaults, optional
             From `settings`; None takes the bundle's.
+        timeout : float, optional
+            Seconds after which the call is to end, asked between steps.
+        cancel : threading.Event, optional
+            Ends the call between two steps once it is set.
 
         Raises
         ------
         InputError
             If the images have another shape or do not lie in [0, 1], or seed, ids or a setting
             are out of range.
+        DeadlineExceeded, Cancelled
+            If the call was ended so; the detector can be used on.
+        BackendError
+            If the engine fails, or the detector is closed or was opened by another process.
         """
-        settings = settings or self.settings()
-        images = self._check(images)
-        noise = _noise(seed, ids, len(images))
-        sampler = self.sampler(settings)
-        shown = np.any(foreground(images), axis=(1, 2))
-        if shown.all():
-            return self._detect(images, noise, sampler, settings)
-        found = None
-        if shown.any():
-            noise = PhiloxNoise(seed, noise.image_ids[shown])
-            found = self._detect(images[shown], noise, sampler, settings)
-        return _among_empty(found, shown, images.shape)
+        return self._until(
+            Deadline(timeout, cancel), images, ids, seed, settings or self.settings()
+        )
+
+    def detect_slices(
+        self,
+        slices: Any,
+        spacing: tuple[float, float] | None = None,
+        ids: ArrayLike | None = None,
+        seed: int = 0,
+        settings: SamplingDefaults | None = None,
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
+    ) -> ScanDetection:
+        """Find anomalies in the slices of one scan as they were acquired.
+
+        They are normalised, brought to the model's grid, and the results back to their own, as
+        `berdiff infer` does with a file.
+
+        Parameters
+        ----------
+        slices : array, shape (S, C, H0, W0)
+            Stored intensities of a whole scan, of any real type, as `detect` takes them; rows and
+            columns oriented as the bundle's preprocessing says.
+        spacing : tuple of float, optional
+            Distance between rows and between columns in mm; None where it is not known.
+        ids : array_like of uint64, shape (S,), optional
+            Identity of each slice: which noise it draws. None: made of the values themselves.
+        seed, settings, timeout, cancel
+            As for `detect`.
+        threshold : float, optional
+            Of the mask; None takes the bundle's where it was calibrated for these settings, or
+            Otsu's on this scan.
+        batch_size : int
+            Slices at a time; changes no result.
+
+        Raises
+        ------
+        InputError
+            As for `detect`; also if the slices are constant, hold NaN or infinity, or do not fit
+            into the model's field of view.
+        BackendError, DeadlineExceeded, Cancelled
+            As for `detect`.
+        """
+        deadline, chosen = Deadline(timeout, cancel), settings or self.settings()
+
+        def detect(images: FloatArray, numbers: ArrayLike) -> Detection:
+            return self._until(deadline, images, numbers, seed, chosen)
+
+        limit: tuple[float, ThresholdSource] | None = None
+        if threshold is not None:
+            limit = threshold, "option"
+        elif (calibrated := self.calibrated_threshold(chosen)) is not None:
+            limit = calibrated, "bundle"
+        stored = on_host(slices)
+        manifest = self.bundle.manifest
+        return detect_scan(manifest, stored, spacing, ids, limit, batch_size, detect)
 
     def detect_on_device(
         self,
@@ -206,6 +233,9 @@ class Detector(Closing):
         ids: ArrayLike,
         seed: int = 0,
         settings: SamplingDefaults | None = None,
+        *,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
     ) -> DeviceDetection:
         """Find anomalies in images that lie on the detector's GPU, and leave the result there.
 
@@ -217,39 +247,72 @@ class Detector(Closing):
         images : array of float32, shape (N, C, H, W)
             Of any library that offers DLPack or ``__cuda_array_interface__``; C-contiguous, on the
             same GPU. Not copied; not to be changed before this returns.
-        ids, seed, settings
+        ids, seed, settings, timeout, cancel
             As for `detect`.
 
         Raises
         ------
         BackendError
-            If the detector is not on a GPU, or the images are not.
+            If the detector is not on a GPU, or the images are not; also as for `detect`.
         InputError
             As for `detect`, for shape, type, seed, ids and settings.
+        DeadlineExceeded, Cancelled
+            As for `detect`.
         """
+        deadline = Deadline(timeout, cancel)
         if not isinstance(self.backend, DeviceBackend):
             raise BackendError(
                 f"the detector runs on '{self.backend.device}'; images on a GPU need a detector "
                 "opened there, for example with device='cuda'"
             )
         settings = settings or self.settings()
-        view, pre = self.backend.view(images), self.bundle.manifest.preprocessing
-        if len(view.shape) != 4 or view.shape[1:] != (pre.channels, *pre.size) or not view.shape[0]:
-            raise InputError(_shape_message(view.shape, pre))
-        if view.dtype != np.float32:
-            raise InputError(f"got images of {view.dtype}, expected float32")
-        noise = _noise(seed, ids, view.shape[0])
-        arrays, sound = self.backend.walk_on_device(view, noise, self.sampler(settings), settings)
+        with self._lifetime.call():
+            view, pre = self.backend.view(images), self.bundle.manifest.preprocessing
+            shape = (pre.channels, *pre.size)
+            if len(view.shape) != 4 or view.shape[1:] != shape or not view.shape[0]:
+                raise InputError(_shape_message(view.shape, pre))
+            if view.dtype != np.float32:
+                raise InputError(f"got images of {view.dtype}, expected float32")
+            noise = _noise(seed, ids, view.shape[0])
+            sampler = self.sampler(settings)
+            arrays, sound = self.backend.walk_on_device(view, noise, sampler, settings, deadline)
         return DeviceDetection(arrays["map"], arrays["flip_mean"], arrays["reconstruction"], sound)
 
+    def _until(
+        self,
+        deadline: Deadline,
+        images: Any,
+        ids: ArrayLike,
+        seed: int,
+        settings: SamplingDefaults,
+    ) -> Detection:
+        """Find anomalies in a batch before a deadline; see `detect`."""
+        images = self._check(images)
+        noise = _noise(seed, ids, len(images))
+        self.sampler(settings)  # refuses what is out of range, also where nothing is shown
+        shown = np.any(foreground(images), axis=(1, 2))
+        with self._lifetime.call():
+            if shown.all():
+                return self._detect(images, noise, settings, deadline)
+            found = None
+            if shown.any():
+                noise = PhiloxNoise(seed, noise.image_ids[shown])
+                found = self._detect(images[shown], noise, settings, deadline)
+        return among_empty(found, shown, images.shape)
+
+    def _walk(
+        self, images: FloatArray, noise: PhiloxNoise, settings: SamplingDefaults, deadline: Deadline
+    ) -> Walk:
+        sampler = self.sampler(settings)
+        if isinstance(self.backend, DeviceBackend):
+            return self.backend.walk(images, noise, sampler, settings, deadline)
+        return walk(self.backend, images, noise, sampler, settings, deadline)
+
     def _detect(
-        self, images: FloatArray, noise: PhiloxNoise, sampler: Sampler, settings: SamplingDefaults
+        self, images: FloatArray, noise: PhiloxNoise, settings: SamplingDefaults, deadline: Deadline
     ) -> Detection:
         """Find anomalies in images that all show something."""
-        if isinstance(self.backend, DeviceBackend):
-            walked = self.backend.walk(images, noise, sampler, settings)
-        else:
-            walked = walk(self.backend, images, noise, sampler, settings)
+        walked = self._walk(images, noise, settings, deadline)
         with timed(walked.timings, "maps"):
             flips = flip_map(walked.flips, images.shape[2:])
             maps = walked.anomaly_map if walked.anomaly_map is not None else median_filter(flips)
@@ -270,9 +333,9 @@ class Detector(Closing):
             return None
         return calibrated.value
 
-    def _check(self, images: NDArray[np.float32]) -> FloatArray:
+    def _check(self, images: Any) -> FloatArray:
         pre = self.bundle.manifest.preprocessing
-        images = np.ascontiguousarray(images, dtype=np.float32)
+        images = np.ascontiguousarray(on_host(images), dtype=np.float32)
         if images.ndim != 4 or images.shape[1:] != (pre.channels, *pre.size) or not len(images):
             raise InputError(_shape_message(images.shape, pre))
         if not np.isfinite(images).all():
@@ -308,23 +371,3 @@ def _mask(
     if not np.isfinite(anomaly).all():
         return np.zeros(anomaly.shape, np.bool_)
     return segment(anomaly, otsu(anomaly[inside]) if threshold is None else threshold, inside)
-
-
-def _among_empty(
-    found: Detection | None, shown: NDArray[np.bool_], shape: tuple[int, ...]
-) -> Detection:
-    """Put results back in their places among images that show nothing, which get zeros."""
-    maps = (shape[0], *shape[2:])
-    whole = Detection(
-        anomaly_map=np.zeros(maps, np.float32),
-        flip_map=np.zeros(maps, np.float32),
-        reconstruction=np.zeros(shape, np.float32),
-        mask=np.zeros(maps, np.bool_),
-        score=np.zeros(shape[0], np.float64),
-        timings=dict.fromkeys(("encode", "loop", "decode", "maps"), 0.0),
-    )
-    if found is None:
-        return whole
-    for name in ("anomaly_map", "flip_map", "reconstruction", "mask", "score"):
-        getattr(whole, name)[shown] = getattr(found, name)
-    return replace(whole, timings=found.timings)

@@ -22,6 +22,14 @@ class BackendError(BerdiffError):
     """An engine backend that is unknown, unavailable, or cannot do what was asked."""
 
 
+class DeadlineExceeded(BerdiffError):
+    """A detection took longer than the caller allowed; nothing came of it."""
+
+
+class Cancelled(BerdiffError):
+    """A detection was called off by another thread; nothing came of it."""
+
+
 class PartialFailure(BerdiffError):
     """Some of the scans of a run could not be processed; the others were."""
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from berdiff import __version__
 
 from .bundle import Bundle
+from .detection import ThresholdSource
 from .detector_record import DetectorRecord
 from .errors import InputError
 from .manifest import SamplingDefaults
 from .provenance import Provenance
 from .sampling_settings import fill_settings, make_sampler
-from .scan_job import ThresholdSource
 from .scans import InputFormat
 from .writers import OUTPUT_TYPES, OutputType
 

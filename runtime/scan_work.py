@@ -82,7 +82,7 @@ class ScanWork:
                     f"it has {count} slices, expected {options.min_slices} at least "
                     "(--min-slices); is the series complete?"
                 )
-            job.look(manifest.input_statistics)
+            job.look(manifest.input_statistics, job.scan.doubts)
         except Exception as error:
             reason, seconds = _reason(error), time.perf_counter() - start
             return failure(source, reason, seconds, source.digest(), rejected=True)

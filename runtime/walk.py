@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .anomaly import anomaly_map, flip_mean
 from .backends import Backend
+from .deadline import UNLIMITED, Deadline
 from .manifest import CodeKind, SamplingDefaults
 from .philox import CODE_STEP, PhiloxNoise
 from .sampler import Sampler
@@ -51,6 +52,7 @@ def walk(
     noise: PhiloxNoise,
     sampler: Sampler,
     settings: SamplingDefaults,
+    deadline: Deadline = UNLIMITED,
 ) -> Walk:
     """Encode, walk back, decode and compare a batch, with the loop on the host.
 
@@ -66,13 +68,22 @@ def walk(
         The loop.
     settings : SamplingDefaults
         Of which the kinds of code and map are used here.
+    deadline : Deadline
+        Asked before every call of a network.
     """
+
+    def flip_probability(code: FloatArray, t: int) -> FloatArray:
+        deadline.check()
+        return backend.flip_probability(code, t)
+
     timings: dict[str, float] = {}
+    deadline.check()
     with timed(timings, "encode"):
         probability = backend.encode(images)
         z_org = own_code(probability, noise, settings.code)
     with timed(timings, "loop"):
-        state = sampler.run(z_org, backend.flip_probability, noise)
+        state = sampler.run(z_org, flip_probability, noise)
+    deadline.check()
     with timed(timings, "decode"):
         decoded = [backend.decode(state.z)]
         if settings.anomaly_map == "change":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..closing import Closing
+from ..deadline import UNLIMITED, Deadline
 from ..errors import BackendError
 from ..manifest import SamplingDefaults
 from ..philox import PhiloxNoise
@@ -22,6 +24,8 @@ from .loop import OUTPUTS, DeviceLoop
 from .networks import DeviceNetworks
 
 FloatArray = NDArray[np.float32]
+
+_ASK_EVERY = 0.02  # seconds, while another thread has the device
 
 
 class DeviceBackend(Closing):
@@ -69,11 +73,16 @@ class DeviceBackend(Closing):
         return self._run("decoder", {"code": code})
 
     def walk(
-        self, images: FloatArray, noise: PhiloxNoise, sampler: Sampler, settings: SamplingDefaults
+        self,
+        images: FloatArray,
+        noise: PhiloxNoise,
+        sampler: Sampler,
+        settings: SamplingDefaults,
+        deadline: Deadline = UNLIMITED,
     ) -> Walk:
         """Encode, walk back, decode and compare on the device; see `berdiff.runtime.walk.walk`."""
-        with self._turn:
-            return self._opened().walk(images, noise, sampler, settings)
+        with self._turn_before(deadline) as loop:
+            return loop.walk(images, noise, sampler, settings, deadline)
 
     def view(self, images: Any) -> ArrayView:
         """Look at another library's images on this device; see `Device.view`."""
@@ -82,7 +91,12 @@ class DeviceBackend(Closing):
             return self._device.view(images)
 
     def walk_on_device(
-        self, images: ArrayView, noise: PhiloxNoise, sampler: Sampler, settings: SamplingDefaults
+        self,
+        images: ArrayView,
+        noise: PhiloxNoise,
+        sampler: Sampler,
+        settings: SamplingDefaults,
+        deadline: Deadline = UNLIMITED,
     ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
         """Walk images that lie on the device, and leave the result there.
 
@@ -90,7 +104,7 @@ class DeviceBackend(Closing):
         ----------
         images : ArrayView
             float32 ``[N, C, H, W]`` in [0, 1], from `view`.
-        noise, sampler, settings
+        noise, sampler, settings, deadline
             As for `berdiff.runtime.walk.walk`.
 
         Returns
@@ -100,15 +114,17 @@ class DeviceBackend(Closing):
         sound : ndarray of bool, shape (N,)
             Images that every network answered with numbers.
         """
-        with self._turn:
-            loop, batch = self._opened(), images.shape[0]
+        with self._turn_before(deadline) as loop:
+            batch = images.shape[0]
             shapes = {name: loop.layout.arrays(batch)[name] for name in OUTPUTS}
             buffers = {
                 name: self._device.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
                 for name, (shape, dtype) in shapes.items()
             }
             addresses = {name: buffer.pointer for name, buffer in buffers.items()}
-            sound = loop.walk_on_device(images.pointer, noise, sampler, settings, addresses)
+            sound = loop.walk_on_device(
+                images.pointer, noise, sampler, settings, addresses, deadline
+            )
             return {
                 name: self._device.export(buffer, *shapes[name]) for name, buffer in buffers.items()
             }, sound
@@ -125,6 +141,17 @@ class DeviceBackend(Closing):
                 self._device.activate()
                 self._loop.close()
                 self._loop = None
+
+    @contextmanager
+    def _turn_before(self, deadline: Deadline) -> Iterator[DeviceLoop]:
+        """Wait for the device, as long as the deadline allows, and have it for the block."""
+        while not self._turn.acquire(timeout=_ASK_EVERY):
+            deadline.check()
+        try:
+            deadline.check()
+            yield self._opened()
+        finally:
+            self._turn.release()
 
     def _opened(self) -> DeviceLoop:
         """Return the loop, with the device made that of this thread."""

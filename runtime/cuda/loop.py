@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..deadline import UNLIMITED, Deadline
 from ..errors import BackendError
 from ..manifest import AnomalyMapKind, CodeKind, SamplingDefaults
 from ..philox import PhiloxNoise
@@ -39,6 +40,9 @@ RESERVED_BYTES = (
 
 # What the loop leaves behind, for a caller who wants it on the device.
 OUTPUTS = ("map", "flip_mean", "reconstruction")
+
+# Steps are asked for ahead of the device. Under a deadline, only so many: then the host waits.
+_STEPS_AHEAD = 4
 
 
 class DeviceLoop:
@@ -73,7 +77,12 @@ class DeviceLoop:
         self._graph: Graph | None = None
 
     def walk(
-        self, images: FloatArray, noise: PhiloxNoise, sampler: Sampler, settings: SamplingDefaults
+        self,
+        images: FloatArray,
+        noise: PhiloxNoise,
+        sampler: Sampler,
+        settings: SamplingDefaults,
+        deadline: Deadline = UNLIMITED,
     ) -> Walk:
         """Do on the device what `berdiff.runtime.walk.walk` does on the host.
 
@@ -85,7 +94,7 @@ class DeviceLoop:
 
         def walk(part: slice) -> Walk:
             own = PhiloxNoise(noise.seed, noise.image_ids[part])
-            return self._walk(images[part], own, sampler, settings)
+            return self._walk(images[part], own, sampler, settings, deadline)
 
         return _joined(self._in_parts(len(images), walk))
 
@@ -96,6 +105,7 @@ class DeviceLoop:
         sampler: Sampler,
         settings: SamplingDefaults,
         outputs: Mapping[str, int],
+        deadline: Deadline = UNLIMITED,
     ) -> NDArray[np.bool_]:
         """Walk images that are on the device already, and leave the result there.
 
@@ -108,6 +118,8 @@ class DeviceLoop:
         outputs : mapping of str to int
             Addresses for `OUTPUTS`: float32 ``[N, H, W]``, ``[N, h, w]`` and ``[N, C, H, W]``. What
             belongs to an image that is not sound is NaN.
+        deadline : Deadline
+            As for `berdiff.runtime.walk.walk`.
 
         Returns
         -------
@@ -123,7 +135,7 @@ class DeviceLoop:
         batch = len(noise.image_ids)
         self.prepare(batch)
         self._begin(noise, sampler, settings.code, image)
-        self._steps(sampler)
+        self._steps(sampler, deadline)
         self._finish(image, kind, outputs)
         unsound = self._fetch("unsound")
         for name in OUTPUTS:
@@ -201,7 +213,12 @@ class DeviceLoop:
     # --- one batch ---
 
     def _walk(
-        self, images: FloatArray, noise: PhiloxNoise, sampler: Sampler, settings: SamplingDefaults
+        self,
+        images: FloatArray,
+        noise: PhiloxNoise,
+        sampler: Sampler,
+        settings: SamplingDefaults,
+        deadline: Deadline,
     ) -> Walk:
         timings: dict[str, float] = {}
         kind = settings.anomaly_map
@@ -211,7 +228,7 @@ class DeviceLoop:
             self._begin(noise, sampler, settings.code, self._at["image"])
             self.device.synchronise()
         with timed(timings, "loop"):
-            self._steps(sampler)
+            self._steps(sampler, deadline)
             self.device.synchronise()
         with timed(timings, "decode"):
             self._finish(self._at["image"], kind, {name: self._at[name] for name in OUTPUTS})
@@ -236,7 +253,7 @@ class DeviceLoop:
         names = "settings ids answer code state flips unsound cursor".split()
         self._launch_on_bits("begin", names)
 
-    def _steps(self, sampler: Sampler) -> None:
+    def _steps(self, sampler: Sampler, deadline: Deadline) -> None:
         """Walk back to the soft healthy code."""
         if len(sampler.kept) > 1 and self._graph is None and self.networks.capturable:
             self._ask_denoiser()  # once outside: libraries set themselves up on the first call
@@ -245,7 +262,10 @@ class DeviceLoop:
             self._graph = graph
             # The call outside has moved nothing but the answer and the cursor.
             self.device.upload(np.array([-1], np.int32), self._at["cursor"])
-        for _ in range(len(sampler.kept) - 1):
+        for step in range(len(sampler.kept) - 1):
+            if deadline.limited and step % _STEPS_AHEAD == 0:
+                self.device.synchronise()  # nothing reads the caller's memory when this ends here
+                deadline.check()
             if self._graph is None:
                 self._one_step()
             else:

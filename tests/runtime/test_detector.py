@@ -379,7 +379,7 @@ def test_warming_up_runs_every_network_at_the_batch_size() -> None:
 
     Detector(fake_detector(COLOUR).bundle, Listening(2)).warm_up(3)
     code = (3, 4, 32 // FACTOR, 40 // FACTOR)
-    assert seen == [("encode", (3, 2, 32, 40)), ("flip", code), ("decode", code)]
+    assert seen == [("encode", (3, 2, 32, 40)), ("flip", code), ("flip", code), ("decode", code)]
 
 
 def test_leaving_the_context_releases_the_engines() -> None:

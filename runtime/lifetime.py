@@ -1,0 +1,58 @@
+"""Open, in use, closed: shared by any number of threads, and by one process only."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import BackendError
+
+
+class Lifetime:
+    """Keeps something open while calls are in it."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._calls = 0
+        self._closed = False
+        self._change = threading.Condition()
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Keep it open for the block.
+
+        Raises
+        ------
+        BackendError
+            If it is closed, or belongs to another process.
+        """
+        if os.getpid() != self._process:
+            raise BackendError(
+                f"the detector was opened in process {self._process} and is used in {os.getpid()}: "
+                "engines do not survive a fork; open a detector in each process"
+            )
+        with self._change:
+            if self._closed:
+                raise BackendError("the detector is closed; open another one")
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._calls -= 1
+                self._change.notify_all()
+
+    def end(self) -> bool:
+        """Let no further call in, wait for those inside, and say whether there is work to do.
+
+        False where it was ended before, or in the child of a fork, which must not touch the
+        parent's engines.
+        """
+        if os.getpid() != self._process:
+            return False  # nor its lock, which another thread may have held
+        with self._change:
+            first, self._closed = not self._closed, True
+            self._change.wait_for(lambda: not self._calls)
+        return first
