@@ -22,11 +22,11 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from berdiff import __version__
@@ -195,7 +195,7 @@ def main() -> None:
         rows.append(row)
         lines.append("| " + " | ".join(show(row) for show in COLUMNS.values()) + " |")
         print(lines[-1], flush=True)
-    about = {"berdiff": __version__, "onnxruntime": onnxruntime.__version__}
+    about = {"berdiff": __version__, "onnxruntime": version("onnxruntime")}
     content = json.dumps({**about, "rows": rows}, indent=2) + "\n"
     write_atomic(args.output / "precision.json", content.encode())
     write_atomic(args.output / "table.md", ("\n".join(lines) + "\n").encode())

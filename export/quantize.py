@@ -21,7 +21,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from berdiff.runtime.errors import BerdiffError, optional
+from berdiff.runtime.backends.onnxruntime_session import load
+from berdiff.runtime.errors import BerdiffError
 
 Feed = dict[str, NDArray[Any]]
 Constants = dict[str, TensorProto]
@@ -102,7 +103,7 @@ def _with_biases_apart(
 
 def _measure(model: ModelProto, feeds: Iterable[Feed]) -> dict[str, float]:
     """Largest magnitude of each convolution's input and result over all feeds."""
-    quantization = optional("onnxruntime.quantization", "cpu")
+    quantization = load("onnxruntime.quantization")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "float32.onnx")
         onnx.save_model(model, str(path))

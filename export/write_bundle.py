@@ -15,8 +15,9 @@ from berdiff.checkpoint import checkpoint_digests, load_checkpoint
 from berdiff.config import ModelConfig
 from berdiff.denoiser import Denoiser
 from berdiff.runtime.backends import Backend, open_backend
+from berdiff.runtime.backends.onnxruntime_session import load
 from berdiff.runtime.bundle import Bundle, record_files, write_manifest
-from berdiff.runtime.errors import BerdiffError, optional
+from berdiff.runtime.errors import BerdiffError
 from berdiff.runtime.files import atomic_folder
 from berdiff.runtime.manifest import SCHEMA_VERSION, Manifest
 from berdiff.runtime.precision import PRECISIONS, Precision
@@ -68,7 +69,7 @@ def export_bundle(
         If the options do not fit each other, the checkpoint or the calibration images cannot be
         read, the output exists, or the graphs breach a parity limit.
     """
-    optional("onnxruntime", "cpu")  # needed at the end: say so at the start
+    load()  # needed at the end: say so at the start
     _check_options(precision, calibration, dynamic_batch, opset)
     opset = opset or (BF16_OPSET if precision == "bf16" else DEFAULT_OPSET)
     checkpoint = Path(checkpoint)

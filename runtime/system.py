@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .backends import available, gpu_obstacle
+from .backends.onnxruntime_session import load
 from .engines.library import TENSORRT
 from .engines.options import RTX_TARGETS
 from .environment import machine, software
@@ -241,8 +242,7 @@ _LIBRARY: dict[str, Callable[[_Facts], Iterator[Missing]]] = {
 
 def _providers() -> tuple[str, ...]:
     try:
-        library = importlib.import_module("onnxruntime")
-        return tuple(library.get_available_providers())
+        return tuple(load().get_available_providers())
     except Exception:  # not installed, or not to be loaded: the backend says which
         return ()
 

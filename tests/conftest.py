@@ -35,6 +35,9 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "berdiff", "runtime", "expo
 IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if IN_WORKER:  # there is a worker for every core, also for what the tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["ORT_DISABLE_TELEMETRY"] = (
+    "1"  # tests that import ONNX Runtime themselves report nothing
+)
 CLUSTERS = "clusters"
 
 
