@@ -49,7 +49,7 @@ class Detector(Closing):
         self.bundle = bundle
         self.backend = backend
         self.schedule = bundle.schedule
-        self._lifetime = Lifetime()
+        self._lifetime = Lifetime(backend)
 
     @classmethod
     def open(

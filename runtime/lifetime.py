@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,9 +13,17 @@ from .errors import BackendError
 
 
 class Lifetime:
-    """Keeps something open while calls are in it."""
+    """Keeps engines open while calls are in them.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    engines : object
+        What is open.
+    """
+
+    def __init__(self, engines: object) -> None:
+        self._engines = engines
+        _alive.add(self)
         self._process = os.getpid()
         self._calls = 0
         self._closed = False
@@ -56,3 +66,20 @@ class Lifetime:
             first, self._closed = not self._closed, True
             self._change.wait_for(lambda: not self._calls)
         return first
+
+
+_alive: weakref.WeakSet[Lifetime] = weakref.WeakSet()
+
+
+def _abandon() -> None:
+    """Never destroy the parent's engines in the child of a fork.
+
+    They wait for their threads when they go, and a child has none of those: it would hang at its
+    end. One reference that nobody gives back keeps them.
+    """
+    for lifetime in list(_alive):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(lifetime._engines))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)

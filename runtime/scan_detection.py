@@ -28,20 +28,21 @@ def on_host(array: Any) -> NDArray[Any]:
     InputError
         If it lies on a GPU, or is no array of numbers.
     """
-    if isinstance(array, np.ndarray):
-        return array
     try:
-        if not hasattr(array, "__dlpack_device__"):
-            return np.asarray(array)
-        kind = int(array.__dlpack_device__()[0])
-        if kind in _HOST_MEMORY:
-            return np.from_dlpack(array)
+        if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack_device__"):
+            viewed = np.asarray(array)
+        elif int(array.__dlpack_device__()[0]) in _HOST_MEMORY:
+            viewed = np.from_dlpack(array)
+        else:
+            raise InputError(
+                "the images do not lie in host memory; copy them there, or give them to a detector "
+                "on that GPU with detect_on_device"
+            )
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise InputError(f"the images cannot be read as an array: {error}") from error
-    raise InputError(
-        "the images do not lie in host memory; copy them there, or give them to a detector on that "
-        "GPU with detect_on_device"
-    )
+    if viewed.dtype.kind not in "iufb":
+        raise InputError(f"got images of {viewed.dtype}, expected real numbers")
+    return viewed
 
 
 def detect_scan(
@@ -91,8 +92,6 @@ def _checked(slices: NDArray[Any], preprocessing: Preprocessing, batch_size: int
             f"got slices of shape {slices.shape}, expected [S, {preprocessing.channels}, H0, W0]: "
             f"{', '.join(preprocessing.modalities)} of every slice"
         )
-    if slices.dtype.kind not in "iufb":
-        raise InputError(f"got slices of {slices.dtype}, expected real numbers")
     if slices.size > MAX_VOXELS:
         raise InputError(f"the slices have more than {MAX_VOXELS} voxels")
     with np.errstate(over="ignore"):  # becomes infinity, which is refused by name

@@ -107,7 +107,7 @@ class AuditLog(Closing):
             If it cannot be written; the log is as it was.
         """
         with self._lock:
-            line = {
+            line: dict[str, Any] = {
                 "number": self._summary.entries + 1,
                 "time": datetime.datetime.now(datetime.timezone.utc).isoformat(),
                 "event": event,
