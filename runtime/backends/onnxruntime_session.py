@@ -22,10 +22,10 @@ _ERRORS_ONLY = 3  # the library logs to the terminal
 def load(module: str = "onnxruntime") -> ModuleType:
     """Import the library, or a part of it, with what it reports to its makers turned off.
 
-    Official builds since 1.29 report by default on Linux and macOS too, and those for Windows always
-    have. On being imported they give the machine an identity, keep a file of events in the home
-    folder and queue the first ones; only the variable, set before, prevents that. The call stops
-    what a program began that imported the library first.
+    Official builds for Windows report by default, since 1.29 those for Linux too. On being imported
+    they give the machine an identity, open a file of events in the home folder and queue the first;
+    only the variable, set before, prevents that. The call stops what a program began that imported
+    the library first.
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     optional("onnxruntime", "cpu").disable_telemetry_events()

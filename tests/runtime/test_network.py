@@ -1,4 +1,4 @@
-"""Nothing that runs a detector talks to anybody: no packet, no name asked for, nothing kept to send.
+"""Nothing that runs a detector talks to anybody: no packet, no name asked for, nothing kept.
 
 What native libraries do is seen from outside: in a network namespace of its own every attempt to
 reach another machine is counted by the kernel as a packet without a route.
@@ -129,8 +129,8 @@ def _imported(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield node.module or ""
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if getattr(node.func, "attr", getattr(node.func, "id", "")) in IMPORTERS:
-                yield str(node.args[0].value)
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            yield from [str(node.args[0].value)] if called in IMPORTERS else []
 
 
 @pytest.mark.parametrize(
