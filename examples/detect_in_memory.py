@@ -5,12 +5,12 @@
 The image is drawn here, so that there is something to run on.
 """
 
-import hashlib
 import sys
+import threading
 
 import numpy as np
 
-from berdiff.runtime.detector import Detector
+from berdiff.runtime import Cancelled, DeadlineExceeded, Detector, InputError
 
 
 def acquire(channels: int, size: tuple[int, int]) -> np.ndarray:
@@ -22,28 +22,27 @@ def acquire(channels: int, size: tuple[int, int]) -> np.ndarray:
     return np.repeat(image[None].astype(np.uint16), channels, axis=0)
 
 
-def identity(image: np.ndarray) -> int:
-    """A number that belongs to the image: it chooses the noise, so that results can be repeated."""
-    return int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "little")
-
-
 def main(bundle: str) -> None:
+    stop = threading.Event()  # set by whoever wants the detection to end, from another thread
     with Detector.open(bundle, threads=2) as detector:
         detector.warm_up(batch_size=1)  # so that the first image is not the slow one
         model = detector.bundle.manifest.preprocessing
         spacing = None if model.spacing is None else (model.spacing, model.spacing)  # yours, in mm
+        slices = acquire(model.channels, model.size)[None]  # [slice, channel, row, column]
+        try:
+            found = detector.detect_slices(slices, spacing, seed=0, timeout=60, cancel=stop)
+        except InputError as error:  # never a blank map that looks normal
+            sys.exit(f"the image cannot be used: {error}")
+        except (Cancelled, DeadlineExceeded) as error:
+            sys.exit(f"no result: {error}")
 
-        image = acquire(model.channels, model.size)
-        prepared = model.to_grid(image, spacing)
-        result = detector.detect(prepared[None], ids=[identity(image)], seed=0)
-
-        # Back to the image's own pixels.
-        anomaly = model.from_grid(result.anomaly_map[0], image.shape[1:], spacing)
-        row, column = np.unravel_index(np.argmax(anomaly), anomaly.shape)
-        print(f"score {result.score[0]:.4f}")
-        print(f"most anomalous pixel: row {row}, column {column}, {anomaly[row, column]:.4f}")
-        print(f"mask: {np.count_nonzero(result.mask[0])} pixels of the model's grid")
-        print(", ".join(f"{stage} {1000 * s:.0f} ms" for stage, s in result.timings.items()))
+    anomaly = found.anomaly_map[found.worst_slice]
+    row, column = np.unravel_index(np.argmax(anomaly), anomaly.shape)
+    print(f"score {found.score:.4f}")
+    print(f"input: {found.verdict} {'; '.join(found.reasons)}")
+    print(f"most anomalous pixel: row {row}, column {column}, {anomaly[row, column]:.4f}")
+    print(f"mask: {np.count_nonzero(found.mask)} pixels above {found.threshold:.4f}")
+    print(", ".join(f"{stage} {1000 * s:.0f} ms" for stage, s in found.timings.items()))
 
 
 if __name__ == "__main__":

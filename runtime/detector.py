@@ -99,6 +99,8 @@ class Detector(Closing):
     def warm_up(self, batch_size: int = 1) -> None:
         """Walk a batch of zeros through everything, so that the first image is not the slow one.
 
+        Memory is taken, libraries are loaded, and on a GPU the loop is recorded.
+
         Parameters
         ----------
         batch_size : int
@@ -108,7 +110,8 @@ class Detector(Closing):
         settings = replace(usual, steps=min(2, usual.noise_level))
         zeros = np.zeros((batch_size, pre.channels, *pre.size), np.float32)
         with self._lifetime.call():
-            self._walk(zeros, PhiloxNoise(0, range(batch_size)), settings, UNLIMITED)
+            walked = self._walk(zeros, PhiloxNoise(0, range(batch_size)), settings, UNLIMITED)
+            self._judge(walked, np.ones_like(zeros), settings)
 
     def settings(
         self,
@@ -312,7 +315,10 @@ class Detector(Closing):
         self, images: FloatArray, noise: PhiloxNoise, settings: SamplingDefaults, deadline: Deadline
     ) -> Detection:
         """Find anomalies in images that all show something."""
-        walked = self._walk(images, noise, settings, deadline)
+        return self._judge(self._walk(images, noise, settings, deadline), images, settings)
+
+    def _judge(self, walked: Walk, images: FloatArray, settings: SamplingDefaults) -> Detection:
+        """Make maps, masks and scores of what the walk of some images led to."""
         with timed(walked.timings, "maps"):
             flips = flip_map(walked.flips, images.shape[2:])
             maps = walked.anomaly_map if walked.anomaly_map is not None else median_filter(flips)
