@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,8 @@ class Detector(Closing):
 
         limit: tuple[float, ThresholdSource] | None = None
         if threshold is not None:
+            if not math.isfinite(threshold):
+                raise InputError(f"threshold must be a number, got {threshold}")
             limit = threshold, "option"
         elif (calibrated := self.calibrated_threshold(chosen)) is not None:
             limit = calibrated, "bundle"

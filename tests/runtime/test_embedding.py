@@ -452,6 +452,8 @@ def test_other_mistakes_are_named() -> None:
             detector.detect_slices(head(), ids=[1, 2, 3, 4, -1])
         with pytest.raises(InputError, match="batch size"):
             detector.detect_slices(head(), batch_size=0)
+        with pytest.raises(InputError, match="threshold must be a number"):
+            detector.detect_slices(head(), threshold=float("nan"))
     broken = fake_detector(COLOUR, answer_nan=True)
     with broken, pytest.raises(BackendError, match="answered with NaN or infinity"):
         broken.detect_slices(head())
