@@ -55,7 +55,7 @@ def infer(
         typer.Option(
             "--output-type",
             "-ot",
-            help="nifti, bids, dicom-seg, dicom-pmap, png; several with commas, or repeated. "
+            help="nifti, bids, dicom-seg, dicom-pmap, dicom-sc, png; several with commas, or repeated. "
             "Default: png for pictures, nifti for everything else.",
         ),
     ] = None,

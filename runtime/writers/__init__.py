@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..scan_job import ScanJob
     from ..scans import ScanSource
 
-OutputType = Literal["nifti", "bids", "dicom-seg", "dicom-pmap", "png"]
+OutputType = Literal["nifti", "bids", "dicom-seg", "dicom-pmap", "dicom-sc", "png"]
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 
 # Top folders of everything that is written for a scan.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..provenance import Provenance
 from ..scans import ScanSource
+from .dicom_capture import write_capture
 from .dicom_pmap import write_parametric_map
 from .dicom_seg import write_segmentation
 
@@ -24,11 +25,11 @@ class DicomWriter:
 
     Attributes
     ----------
-    kind : {"seg", "pmap"}
-        Segmentation of the mask, or parametric map of the anomaly map.
+    kind : {"seg", "pmap", "sc"}
+        Segmentation of the mask, parametric map of the anomaly map, or a picture that sums up.
     """
 
-    kind: Literal["seg", "pmap"]
+    kind: Literal["seg", "pmap", "sc"]
 
     def files(self, source: ScanSource) -> list[str]:
         """Path of the object below the output folder."""
@@ -40,6 +41,9 @@ class DicomWriter:
         """Write the object; see the module of its kind."""
         names = self.files(job.scan.source)
         grid, origin = job.scan.grid, job.scan.origin
+        if self.kind == "sc":
+            write_capture(folder / names[0], origin, job, mask, made_by)
+            return names
         affine = np.eye(4) if grid.affine is None else grid.affine
         if self.kind == "seg":
             write_segmentation(folder / names[0], origin, grid.volume(mask), affine, made_by)
@@ -49,4 +53,8 @@ class DicomWriter:
         return names
 
 
-WRITERS = {"dicom-seg": DicomWriter("seg"), "dicom-pmap": DicomWriter("pmap")}
+WRITERS = {
+    "dicom-seg": DicomWriter("seg"),
+    "dicom-pmap": DicomWriter("pmap"),
+    "dicom-sc": DicomWriter("sc"),
+}

@@ -24,13 +24,13 @@ from ..provenance import NOTICE, Provenance
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-Kind = Literal["seg", "pmap"]
+Kind = Literal["seg", "pmap", "sc"]
 
 MANUFACTURER = "berdiff"
 
-_WHAT: dict[Kind, str] = {"seg": "anomaly mask", "pmap": "anomaly map"}
-# Added to the source's series number, so that both kinds stand apart from it and from each other.
-_FIRST_NUMBER: dict[Kind, int] = {"seg": 9000, "pmap": 19000}
+_WHAT: dict[Kind, str] = {"seg": "anomaly mask", "pmap": "anomaly map", "sc": "anomaly summary"}
+# Added to the source's series number, so that all kinds stand apart from it and from each other.
+_FIRST_NUMBER: dict[Kind, int] = {"seg": 9000, "pmap": 19000, "sc": 29000}
 _NUMBERS = 10000
 
 # Copied from the source as they are, right or wrong: who was examined, and in which study.
@@ -121,7 +121,7 @@ def own_identity(
         What the object holds.
     made_by : Provenance
         What made it.
-    kind : {"seg", "pmap"}
+    kind : {"seg", "pmap", "sc"}
         Kind of the object.
     """
     highdicom = optional("highdicom", "dicom")
@@ -153,7 +153,7 @@ def settle(result: Dataset, origin: Origin) -> None:
     Parameters
     ----------
     result : pydicom.Dataset
-        Made for stand-ins of the source; see `dicom_planes`. Changed in place.
+        A capture, or made for stand-ins of the source; see `dicom_planes`. Changed in place.
     origin : Origin
         The source.
 
@@ -166,13 +166,16 @@ def settle(result: Dataset, origin: Origin) -> None:
     result.update(_identity_of(first))
     _name_body_part(result, first)
     result.ContentDate, result.ContentTime = _moment(first)
-    del result.InstanceCreationDate, result.InstanceCreationTime
+    for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
+        if keyword in result:
+            del result[keyword]
     for item in result.ContributingEquipmentSequence:
         if "ContributionDateTime" in item:
             del item.ContributionDateTime
     organisation = derived_uid(str(result.SOPInstanceUID), "dimensions")
-    for item in (*result.DimensionOrganizationSequence, *result.DimensionIndexSequence):
-        item.DimensionOrganizationUID = organisation
+    for name in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
+        for item in result.get(name, ()):
+            item.DimensionOrganizationUID = organisation
 
 
 def settings_of(made_by: Provenance) -> dict[str, str]:
