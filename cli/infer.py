@@ -55,8 +55,8 @@ def infer(
         typer.Option(
             "--output-type",
             "-ot",
-            help="nifti, bids, dicom-seg, dicom-pmap, dicom-sc, png; several with commas, or repeated. "
-            "Default: png for pictures, nifti for everything else.",
+            help="nifti, bids, dicom-seg, dicom-pmap, dicom-sc, png; several with commas, or "
+            "repeated. Default: png for pictures, nifti for everything else.",
         ),
     ] = None,
     input_format: Annotated[
