@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def scan_progress() -> Iterator[Callable[..., None] | None]:
-    """Yield a function to call with (scans done, scans in all, slices done, a few words)."""
+def scan_progress(counted: str = "scans") -> Iterator[Callable[..., None] | None]:
+    """Yield a function to call with (scans done, scans in all, slices done, a few words).
+
+    Of other things that are counted there are no slices.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -17,7 +20,7 @@ def scan_progress() -> Iterator[Callable[..., None] | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("scans"),
+        TextColumn(counted),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
@@ -26,8 +29,9 @@ def scan_progress() -> Iterator[Callable[..., None] | None]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
 
-        def show(done: int, total: int, slices: int, more: str = "") -> None:
-            described = f"{slices} slices" + (f", {more}" if more else "")
+        def show(done: int, total: int, slices: int | None = None, more: str = "") -> None:
+            words = [f"{slices} slices"] if slices is not None else []
+            described = ", ".join([*words, more] if more else words)
             bar.update(task, completed=done, total=total, description=described)
 
         yield show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 from berdiff import __version__
 
@@ -29,9 +30,20 @@ def software() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Operating system, architecture and number of processors."""
+    """Operating system, architecture, kind and number of processors."""
     return {
         "system": platform.platform(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "processors": str(os.cpu_count()),
     }
+
+
+def _processor() -> str:
+    """Product name, which Linux tells on PCs; elsewhere what the system calls its processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or "unknown"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from .anomaly import anomaly_map
 from .backends import Backend
 from .bundle import Bundle
-from .errors import BundleError
+from .errors import BackendError, BundleError
 from .philox import PhiloxNoise
 from .precision import FIGURES, limits
 from .sampler import Sampler, State
@@ -181,6 +182,26 @@ def verify(bundle: Bundle, backend: Backend) -> list[Check]:
         Check(name, figure.meaning, figures[name], allowed[name])
         for name, figure in FIGURES.items()
     ]
+
+
+def refuse_failed(checks: Sequence[Check], engine: Mapping[str, str], model: str | Path) -> None:
+    """Raise `BackendError` if a figure breaches its limit: the bundle is not to be used here.
+
+    Parameters
+    ----------
+    checks : sequence of Check
+        From `verify`.
+    engine : mapping of str to str
+        What ran; see `Backend.describe`.
+    model : str or Path
+        The bundle, for the message.
+    """
+    failed = ", ".join(check.name for check in checks if not check.passed)
+    if failed:
+        raise BackendError(
+            f"{engine['backend']} on {engine['device']} does not compute what {model} was exported "
+            f"to compute ({failed}); do not use it on this machine"
+        )
 
 
 def _network_figures(golden: Golden, backend: Backend) -> dict[str, float]:

@@ -11,8 +11,7 @@ from berdiff import __version__
 from ..backends import open_backend
 from ..bundle import Bundle
 from ..detector import Detector
-from ..errors import BackendError
-from ..verify import Check, verify
+from ..verify import Check, refuse_failed, verify
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,7 @@ def open_proven(
     try:
         checks = verify(bundle, detector.backend)
         engine = detector.backend.describe()
-        failed = [check.name for check in checks if not check.passed]
-        if failed:
-            raise BackendError(
-                f"{engine['backend']} on {engine['device']} does not compute what {model} was "
-                f"exported to compute ({', '.join(failed)}); do not use it on this machine"
-            )
+        refuse_failed(checks, engine, model)
         detector.warm_up(batch_size)
     except BaseException:
         detector.close()
