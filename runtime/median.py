@@ -16,13 +16,15 @@ and maximum take several values per instruction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+T = TypeVar("T")
 # A comparison puts the smaller value on the first wire and the larger on the second.
 Comparison = tuple[int, int]
 
@@ -115,6 +117,43 @@ class Program:
 _SORT = Program.make(SIZE, _FROM_BELOW, range(SIZE))
 _SORT_RANK = tuple(Program.make(SIZE, *rank) for rank in _RANKS)
 _CHOOSE = Program.make(sum(len(wires) for _, wires in _RANKS), _SELECT, [_MEDIAN_WIRE])
+
+
+def median_of_columns(
+    rows: Sequence[T], beside: Callable[[T], Sequence[T]], compare: Callable[[bool, T, T], T]
+) -> T:
+    """Describe the medians in terms of something else than arrays, such as nodes of a graph.
+
+    Parameters
+    ----------
+    rows : sequence
+        Planes of the values one row apart, five of them, from the first of each window on.
+    beside : callable
+        Returns five planes of one plane's values, one column apart.
+    compare : callable
+        The larger (True) or the smaller (False) of two planes, element by element.
+
+    Returns
+    -------
+    object
+        The plane of the medians.
+    """
+
+    def apply(program: Program, inputs: Sequence[T]) -> list[T]:
+        held = dict(enumerate(inputs))
+        for larger, one, other, target in program.steps:
+            held[target] = compare(larger, held[one], held[other])
+        return [held[place] for place in program.results]
+
+    def paired(values: Sequence[T]) -> list[T]:
+        a, b, c, d, e = values
+        return [compare(False, a, b), compare(True, a, b), compare(False, c, d),
+                compare(True, c, d), e]  # fmt: skip
+
+    candidates: list[T] = []
+    for program, rank in zip(_SORT_RANK, apply(_SORT, paired(rows)), strict=True):
+        candidates += apply(program, paired(beside(rank)))
+    return apply(_CHOOSE, candidates)[0]
 
 
 def median_5x5(planes: FloatArray) -> FloatArray:
