@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from .serve_dicom import serve_dicom
+
 serve = typer.Typer(
     help="Serve a detector to scanners and archives.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -12,3 +14,6 @@ serve = typer.Typer(
 @serve.callback()
 def _group() -> None:
     pass
+
+
+serve.command("dicom")(serve_dicom)

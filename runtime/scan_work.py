@@ -84,7 +84,7 @@ class ScanWork:
                 )
             job.look(manifest.input_statistics, job.scan.doubts)
         except Exception as error:
-            reason, seconds = _reason(error), time.perf_counter() - start
+            reason, seconds = reason_of(error), time.perf_counter() - start
             return failure(source, reason, seconds, source.digest(), rejected=True)
         job.seconds = time.perf_counter() - start
         self._spend("read", job.seconds)
@@ -170,7 +170,7 @@ def remove_results(output: Path, names: Iterable[str]) -> None:
             (output / name).unlink(missing_ok=True)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a scan failed. Of an error nobody foresaw the place: its text may hold names."""
     if isinstance(error, BerdiffError):
         return str(error)
