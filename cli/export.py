@@ -25,9 +25,19 @@ if TYPE_CHECKING:
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, from `train` or `import`.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint, from `train` or `import`; for a single file also a bundle."
+        ),
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Bundle to write; empty or not there yet.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Bundle to write; empty or not there yet. Of a bundle's single file: its folder.",
+        ),
     ],
     precision: Annotated[
         str,
@@ -53,6 +63,21 @@ def export(
     opset: Annotated[
         int | None, typer.Option(help="ONNX operator set. Default: 20, for bf16 22.")
     ] = None,
+    single_file: Annotated[
+        bool,
+        typer.Option(
+            "--single-file",
+            help="Also write detector.onnx: the whole detector, loop and noise, in one ONNX file.",
+        ),
+    ] = False,
+    noise_input: Annotated[
+        bool,
+        typer.Option(
+            "--noise-input",
+            help="The single file takes the noise as an input, as engines for GPUs need it: "
+            "detector-noise.onnx.",
+        ),
+    ] = False,
     engine: Annotated[
         Engine | None, typer.Option(help="Also build engines, as `berdiff build` does.")
     ] = None,
@@ -70,6 +95,8 @@ def export(
     do on this machine is said before the export begins; where an engine fails afterwards, the
     bundle stays, complete but for it.
     """
+    if noise_input and not single_file:
+        raise typer.BadParameter("goes with --single-file", param_hint="--noise-input")
     batches = parse_batches(dynamic_batch)
     request = engine_request(
         engine,
@@ -84,6 +111,10 @@ def export(
 
     from berdiff.runtime.errors import optional
 
+    if single_file and (checkpoint / "bundle.json").is_file():
+        optional("onnx", "export")
+        _write_single_file(checkpoint, output, noise_input)
+        return
     for module in ("torch", "onnx", "onnxscript", "safetensors"):
         optional(module, "export")
     from berdiff.export.write_bundle import export_bundle
@@ -98,8 +129,20 @@ def export(
     )
     _show_parity(bundle)
     typer.echo(f"bundle: {output}")
+    if single_file:
+        _write_single_file(output, output, noise_input)
     if request is not None:
         _build(request, bundle, batches)
+
+
+def _write_single_file(bundle: Path, folder: Path, noise_input: bool) -> None:
+    from berdiff.export.whole.write import write_single_file
+    from berdiff.runtime.bundle import Bundle
+
+    record = write_single_file(Bundle.open(bundle), folder, noise_input)
+    for name, error in record.agreement.items():
+        typer.echo(f"{name:22} {error:9.2e}  from what the runtime finds")
+    typer.echo(f"single file: {folder / record.file} (SHA-256 {record.sha256})")
 
 
 def _show_parity(bundle: Bundle) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 Type = int  # of TensorProto
@@ -119,8 +118,3 @@ class Builder:
 
 FLOAT, DOUBLE, BOOL = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL
 INT64, UINT64 = TensorProto.INT64, TensorProto.UINT64
-
-
-def array_of(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """Values of a tensor."""
-    return numpy_helper.to_array(tensor)

@@ -15,9 +15,9 @@ from berdiff.runtime.bundle import Bundle
 from berdiff.runtime.manifest import Manifest, SamplingDefaults
 from berdiff.runtime.sampling_settings import make_sampler
 
-from .builder import BOOL, DOUBLE, FLOAT, INT64, UINT64, Builder, Type
+from .builder import DOUBLE, FLOAT, INT64, UINT64, Builder, Type
 from .loop import Plan, Settings, plan_in_graph, walk
-from .maps import difference, finite, median, score, smoothed, stretched
+from .maps import difference, finite, mean_of_bits, median, score, smoothed, stretched
 from .noise import Given, Noise, Philox
 
 # Raised when an input, an output or a key of the metadata goes or changes its meaning.
@@ -55,7 +55,7 @@ def detector_graph(bundle: Bundle, noise_input: bool = False) -> onnx.ModelProto
     if noise_input:
         code, draws = manifest.code, draws_of(bundle)
         inputs.append(("noise", FLOAT, (draws, "N", code.channels, code.height, code.width)))
-        noise, threshold = Given("noise"), g.constant(settings.flip_threshold, np.float32)
+        noise, threshold = Given("noise", draws), g.constant(settings.flip_threshold, np.float32)
         plan = _plan_of(g, bundle)
     else:
         inputs += [
@@ -148,7 +148,7 @@ def _outputs(
     shows = g.cast(g.op("Greater", "image", zero), FLOAT)
     inside = g.op("Greater", g.op("ReduceMax", shows, g.ints(1), keepdims=0), zero)
     flip = stretched(
-        g, g.op("ReduceMean", flips, g.ints(1), keepdims=0), (code.height, code.width), size, real
+        g, mean_of_bits(g, flips, code.channels), (code.height, code.width), size, real
     )
     if settings.anomaly_map == "flips":
         plain = flip
@@ -206,6 +206,3 @@ def _image_shape(manifest: Manifest) -> tuple[int, int, int]:
 
 def _opset(model: onnx.ModelProto) -> int:
     return int(model.opset_import[0].version)
-
-
-__all__ = ["BOOL", "FORMAT", "detector_graph", "draws_of", "metadata"]

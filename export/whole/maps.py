@@ -10,9 +10,7 @@ from berdiff.runtime.anomaly import TOP_FRACTION
 from berdiff.runtime.manifest import AnomalyMapKind
 from berdiff.runtime.median import SIZE, median_of_columns
 
-from .builder import DOUBLE, FLOAT, INT64, Builder, Type
-
-_LAST_STOP = 2**31 - 1
+from .builder import DOUBLE, FLOAT, Builder, Type
 
 
 def difference(
@@ -59,6 +57,23 @@ def median(graph: Builder, planes: str, size: tuple[int, int]) -> str:
         return str(g.op("Max" if larger else "Min", one, other))
 
     return median_of_columns(shifted(padded, 1), lambda rank: shifted(rank, 2), compare)
+
+
+def mean_of_bits(graph: Builder, flips: str, bits: int) -> str:
+    """Mean over the K bits of each position, ``[N, K, h, w] -> [N, h, w]``.
+
+    Halves are added to each other: the sum of an operator that reduces depends on how it shares its
+    work among threads, and so on the batch.
+    """
+    g, total, left = graph, flips, bits
+    while left > 1:
+        half = left // 2
+        added = g.op("Add", g.cut(total, 1, 0, half), g.cut(total, 1, half, 2 * half))
+        if left % 2:
+            added = g.op("Concat", added, g.cut(total, 1, left - 1, left), axis=1)
+        total, left = added, half + left % 2
+    whole = g.op("Gather", total, g.constant(0, np.int64), axis=1)
+    return str(g.op("Div", whole, g.constant(bits, np.float32)))
 
 
 def stretched(
@@ -146,6 +161,3 @@ def finite(graph: Builder, value: str) -> str:
     """Whether each image's values are all numbers."""
     zero = graph.constant(0, np.float32)
     return every(graph, value, lambda v: str(graph.op("Equal", graph.op("Mul", v, zero), zero)))
-
-
-__all__ = ["INT64", "difference", "finite", "median", "score", "smoothed", "stretched"]

@@ -1,7 +1,7 @@
 """Where the noise of a graph comes from: drawn in it, or given to it.
 
-Drawn, it is Philox4x32-10, with the draws of `berdiff.runtime.philox`, bit for bit. That takes 64-bit
-integers, which engines for GPUs do not know: for those it is an input.
+Drawn, it is Philox4x32-10, with the draws of `berdiff.runtime.philox`, bit for bit. That takes
+64-bit integers, which engines for GPUs do not know: for those it is an input.
 """
 
 from __future__ import annotations
@@ -118,22 +118,26 @@ class Given:
     noise : str
         Value float32 ``[draws, N, K, h, w]``: for the noising, then for each reverse step but the
         last, and, where codes are sampled, for the code at the end.
+    draws : int
+        How many.
     """
 
-    def __init__(self, noise: str) -> None:
+    def __init__(self, noise: str, draws: int) -> None:
         self._noise = noise
+        self._last = draws - 1
 
     def for_code(self, graph: Builder) -> str:
         """For a sampled code."""
-        return self._take(graph, graph.constant(-1, np.int64))
+        return self._take(graph, graph.constant(self._last, np.int64))
 
     def forward(self, graph: Builder, step: str) -> str:
         """For the noising."""
         return self._take(graph, graph.constant(0, np.int64))
 
     def reverse(self, graph: Builder, step: str, taken: str) -> str:
-        """For the next reverse step."""
-        return self._take(graph, graph.op("Add", taken, graph.constant(1, np.int64)))
+        """For the next reverse step; the last has none of its own, and its bits are not used."""
+        following = graph.op("Add", taken, graph.constant(1, np.int64))
+        return self._take(graph, graph.op("Min", following, graph.constant(self._last, np.int64)))
 
     def _take(self, graph: Builder, number: str) -> str:
         name: str = graph.op("Gather", self._noise, number, axis=0)
