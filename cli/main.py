@@ -10,6 +10,7 @@ import typer
 from berdiff import __version__
 from berdiff.runtime.errors import BerdiffError, PartialFailure
 
+from .audit import audit
 from .bench import bench
 from .build import build
 from .calibrate import calibrate
@@ -66,6 +67,7 @@ app.command("infer")(infer)
 app.command("evaluate")(evaluate)
 app.command("bench")(bench)
 app.add_typer(serve, name="serve")
+app.add_typer(audit, name="audit")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -135,24 +135,36 @@ class AuditLog(Closing):
             raise
 
 
-def check(path: Path) -> AuditSummary:
+def check(path: Path, head: str | None = None) -> AuditSummary:
     """Read a whole log and recompute every hash.
+
+    Parameters
+    ----------
+    path : Path
+        The log.
+    head : str, optional
+        Hash of a line that was once the last. The log may have been continued since.
 
     Raises
     ------
     AuditError
-        Naming the first line that was edited, and how that shows.
+        Naming the first line that was edited, and how that shows; or because no line has the hash
+        `head`.
     """
     try:
         with open(path, "rb") as stream:
-            return _read(stream, Path(path), unfinished_is_cut=False)[0]
+            summary, _ = _read(stream, Path(path), unfinished_is_cut=False, head=head)
     except OSError as error:
         raise AuditError(f"cannot read the audit log {path}: {error.strerror}") from error
+    return summary
 
 
-def _read(stream: BinaryIO, path: Path, unfinished_is_cut: bool) -> tuple[AuditSummary, int]:
+def _read(
+    stream: BinaryIO, path: Path, unfinished_is_cut: bool, head: str | None = None
+) -> tuple[AuditSummary, int]:
     """Check line after line; also say where the last whole line ends."""
     summary, end = AuditSummary(0, GENESIS), 0
+    met = head in (None, GENESIS)
     while data := stream.readline(_MAX_LINE):
         where = f"{path}, line {summary.entries + 1}"
         if not data.endswith(b"\n"):
@@ -160,7 +172,13 @@ def _read(stream: BinaryIO, path: Path, unfinished_is_cut: bool) -> tuple[AuditS
                 break
             raise AuditError(f"{where}: it has no end; the log was cut or the line is too long")
         summary = _next(summary, data, where)
+        met = met or summary.head == head
         end += len(data)
+    if not met:
+        raise AuditError(
+            f"{path}: none of its {summary.entries} lines has the hash {head}: lines were cut off, "
+            "or this is another log"
+        )
     return summary, end
 
 

@@ -168,7 +168,7 @@ def test_too_few_runs_for_a_p99(tiny_bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("kind", "heading"),
     [
-        (VerificationReport, "### Keys of the report"),
+        (VerificationReport, "changes a key raises\n`schema_version`."),
         (module.Conditions, "\n`conditions`:"),
         (module.BundleState, "\n`bundle`:"),
         (module.FileState, "\n`bundle.files`, each:"),
