@@ -66,6 +66,7 @@ def _serve(
 
     keep_names_out()
     _end_when_asked(lambda: sys.exit(0))
+    config.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds patients' images
     health = Health("dicom")
     with (
         health.serving(config.health_port) as health_port,

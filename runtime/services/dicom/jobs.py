@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...files import sha256_file
+from ...scans.source import combined_digest
 from .arrivals import Unit
 from .objects import hashed, sweep
 from .store import Store
@@ -69,14 +70,21 @@ class Jobs:
         bool
             Whether there is something to do.
         """
-        job = hashed(unit.unit, context, *sorted(item["sha256"] for item in objects))
+        digests = sorted(item["sha256"] for item in objects)
+        job = hashed(unit.unit, context, *digests)
         with self._store.change() as change:
             if not self._untouch(change, unit):
                 return False
             row = self._store.one("SELECT state FROM jobs WHERE job = ?", job)
             if row is not None and row["state"] != "failed":
                 return False
-            self._store.audit.append("complete", job=job, series=unit.unit, objects=len(objects))
+            self._store.audit.append(
+                "complete",
+                job=job,
+                series=unit.unit,
+                objects=len(objects),
+                digest=combined_digest(digests),
+            )
             # What was begun goes on; what was not is part of this, or was never complete.
             old = self._store.all(
                 "SELECT job FROM jobs WHERE job = ? OR "

@@ -197,8 +197,8 @@ class Node:
         late = now > unit.last + self.config.spool.give_up_hours * 3600
         if now < unit.released + rules.settle_seconds:
             return
-        if self._waiting.get(unit.unit) == unit and not late:
-            return  # it was not complete, and nothing has come since
+        if (unit.waiting or self._waiting.get(unit.unit) == unit) and not late:
+            return  # it comes, or was not complete and nothing has come since
         objects = spool.arrivals.objects(unit)
         chosen, reason = not_yet(unit, objects, rules, self._preprocessing, spool.folder)
         name = unit.unit[:16]
