@@ -66,6 +66,7 @@ def association(
     """An association with a node; not established where it was rejected."""
     entity = AE(ae_title=calling)
     entity.add_requested_context(options.pop("context", MR))
+    entity.dimse_timeout = options.pop("patience", PATIENCE)
     opened = entity.associate("127.0.0.1", port, ae_title=called, **options)
     try:
         yield opened
