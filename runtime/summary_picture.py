@@ -40,7 +40,13 @@ _QUIET = (168, 171, 178)
 _CHARACTERS = 118  # of a small line that fits the width
 
 
-def tile(image: FloatArray, anomaly: FloatArray, mask: BoolArray, scale: float) -> ByteArray:
+def tile(
+    image: FloatArray,
+    anomaly: FloatArray,
+    mask: BoolArray,
+    scale: float,
+    spacing: tuple[float, float] | None = None,
+) -> ByteArray:
     """One slice with its anomaly map laid over it and its mask outlined.
 
     Parameters
@@ -53,14 +59,15 @@ def tile(image: FloatArray, anomaly: FloatArray, mask: BoolArray, scale: float) 
         Segmentation.
     scale : float
         Anomaly value shown in the brightest colour.
+    spacing : tuple of float, optional
+        Distance between rows and between columns, so that shapes are true; None: as far as pixels.
 
     Returns
     -------
     ndarray of uint8, shape (h, w, 3)
         Neither side longer than `PANEL_SIZE`.
     """
-    zoom = PANEL_SIZE / max(image.shape)
-    rows, columns = (max(1, round(side * zoom)) for side in image.shape)
+    rows, columns = _size(image, spacing)
     grey = resize(image / white_level(image), (rows, columns))
     drawn = heat(grey, resize(anomaly / np.float32(scale), (rows, columns)))
     shown = optional("PIL.Image", "images")
@@ -123,8 +130,15 @@ def as_bytes(picture: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(picture.convert("RGB"), dtype=np.uint8))
 
 
-def grey_tile(plane: FloatArray, white: float) -> ByteArray:
+def grey_tile(
+    plane: FloatArray, white: float, spacing: tuple[float, float] | None = None
+) -> ByteArray:
     """One slice in grey, as large as `tile` makes it."""
-    zoom = PANEL_SIZE / max(plane.shape)
-    rows, columns = (max(1, round(side * zoom)) for side in plane.shape)
-    return as_rgb(resize(plane / np.float32(white), (rows, columns)))
+    return as_rgb(resize(plane / np.float32(white), _size(plane, spacing)))
+
+
+def _size(plane: FloatArray, spacing: tuple[float, float] | None) -> tuple[int, int]:
+    """Rows and columns of a tile."""
+    extents = [side * step for side, step in zip(plane.shape, spacing or (1, 1), strict=True)]
+    rows, columns = (max(1, round(PANEL_SIZE * extent / max(extents))) for extent in extents)
+    return rows, columns

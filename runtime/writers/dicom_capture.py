@@ -134,12 +134,14 @@ def _results(job: ScanJob, mask: NDArray[np.bool_], made_by: Provenance) -> NDAr
         "Shown: the slice with the highest score as it is; then slices by falling score, with the",
         "anomaly map in colour and the mask outlined. Slices count from 0.",
     ]
-    image = job.image(worst)
-    tiles = [(f"slice {grid.file_index(worst)}, as it is", grey_tile(image, white_level(image)))]
+    image, spacing = job.image(worst), job.spacing
+    shown = grey_tile(image, white_level(image), spacing)
+    tiles = [(f"slice {grid.file_index(worst)}, as it is", shown)]
     scale = 2 * made_by.threshold if made_by.threshold > 0 else float(job.anomaly.max()) or 1.0
     for index in ranked[:_WORST]:
         label = f"slice {grid.file_index(index)}: {job.scores[index]:.4g}"
-        tiles.append((label, tile(job.image(index), job.anomaly[index], mask[index], scale)))
+        drawn = tile(job.image(index), job.anomaly[index], mask[index], scale, spacing)
+        tiles.append((label, drawn))
     return page("berdiff anomaly summary", lines, tiles)
 
 

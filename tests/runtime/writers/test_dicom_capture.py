@@ -12,8 +12,9 @@ from dicom_sources import OPHTHALMIC_TOMOGRAPHY, classic, multi_frame, save
 from fakes import fake_detector
 
 from berdiff.runtime.folder_run import run_folder
+from berdiff.runtime.overlays import PANEL_SIZE
 from berdiff.runtime.run_plan import RunOptions
-from berdiff.runtime.summary_picture import WIDTH, page
+from berdiff.runtime.summary_picture import WIDTH, grey_tile, page, tile
 from berdiff.runtime.writers.dicom_capture import SECONDARY_CAPTURE, Headers, write_status
 
 SHAPE = (40, 32, 5)
@@ -83,3 +84,15 @@ def test_pages_hold_every_tile(count: int) -> None:
     white = np.full((256, 200, 3), 255, np.uint8)
     drawn = page("title", ["a line", "word " * 100], [("label", white)] * count)
     assert np.all(drawn == 255, axis=2).sum() == pytest.approx(count * 256 * 200, abs=200)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "size"), [(None, (256, 64)), ((1.0, 4.0), (256, 256)), ((0.5, 4.0), (128, 256))]
+)
+def test_slices_are_shown_in_their_true_shape(
+    spacing: tuple[float, float] | None, size: tuple[int, int]
+) -> None:
+    image = np.random.default_rng(0).random((80, 20), np.float32)
+    assert PANEL_SIZE == 256
+    assert grey_tile(image, 1.0, spacing).shape == (*size, 3)
+    assert tile(image, image, image > 0.9, 1.0, spacing).shape == (*size, 3)
