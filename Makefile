@@ -5,16 +5,20 @@
 #   make bench    time the CPU engines beside PyTorch (a quarter of an hour, two cores)
 #   make bench-gpu    the same on an NVIDIA GPU, with every engine that can be installed
 #   make pretrained   train the detector that ships in the package anew (under an hour, one core)
+#   make test-offline    the tests of what runs a detector, with networking cut
+#   make sbom     write build/sbom.cdx.json: of what an installation on a scanner consists
 #   make clean    remove what make made
 #
 # PYTHON    the interpreter that makes the environment (3.10 or newer)
 # PIP_ARGS  handed to pip as it is, for example the package index or wheel folder to use
+# EXTRAS    what that installation has besides the ground floor, separated by commas
 # JOBS      how many tests run at once
 # ARGS      handed to pytest, to `berdiff demo` or to benchmarks/engines.py
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+EXTRAS ?= cpu
 JOBS ?= 2
 ARGS ?=
 
@@ -33,7 +37,7 @@ GPU_READY := $(GPU_VENV)/.ready
 GPU_INSTALL = $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check --no-compile \
     --constraint $(GPU_VENV)/constraints.txt $(PIP_ARGS)
 
-.PHONY: demo bench bench-gpu pretrained test lint format types pytest docs clean
+.PHONY: demo bench bench-gpu pretrained test lint format types pytest test-offline docs sbom clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO_READY)
@@ -101,6 +105,26 @@ types: build/installed
 
 pytest: $(DEV_READY)
 	$(BIN)/pytest --numprocesses $(JOBS) $(ARGS)
+
+# Everything but loopback is gone: who asks for the network fails.
+test-offline: $(DEV_READY)
+	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' sh \
+	    $(BIN)/pytest --numprocesses $(JOBS) tests/runtime $(ARGS)
+
+# From a clean environment, as on a scanner. The tool wants a version that can be read without
+# building; paths of this machine do not get into it that way either.
+sbom: $(DEV_READY)
+	rm -rf build/sbom build/lib
+	mkdir -p build/sbom
+	$(PYTHON) -m venv --without-pip build/sbom/environment
+	$(BIN)/python -m pip --python build/sbom/environment/bin/python install \
+	    --disable-pip-version-check --quiet --no-compile --constraint constraints.txt \
+	    $(PIP_ARGS) '.[$(EXTRAS)]'
+	version=$$(build/sbom/environment/bin/python -I -c 'import berdiff; print(berdiff.__version__)') \
+	    && sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml > build/sbom/pyproject.toml
+	$(BIN)/cyclonedx-py environment --validate --pyproject build/sbom/pyproject.toml \
+	    --output-file build/sbom.cdx.json build/sbom/environment/bin/python
+	@echo "wrote build/sbom.cdx.json"
 
 # Broken links and anchors stop the build. Not --quiet: it would also stop --strict from seeing them.
 docs: export NO_MKDOCS_2_WARNING = 1
