@@ -38,9 +38,10 @@ def detector_graph(bundle: Bundle, noise_input: bool = False) -> onnx.ModelProto
     Returns
     -------
     ModelProto
-        Inputs: ``image`` float32 ``[N, C, H, W]`` in [0, 1], ``image_id`` uint64 ``[N]``; with
-        defaults ``seed`` (uint64), ``noise_level``, ``steps`` (int64) and ``flip_threshold``
-        (float32). With `noise_input`: ``image`` and ``noise`` float32 ``[draws, N, K, h, w]``.
+        Inputs: ``image`` float32 ``[N, C, H, W]`` in [0, 1], ``image_id`` uint64 ``[N]``, ``seed``
+        uint64; with defaults ``noise_level``, ``steps`` (int64) and ``flip_threshold`` (float32):
+        some bindings of ONNX Runtime, such as those for JavaScript, know only inputs without.
+        With `noise_input`: ``image`` and ``noise`` float32 ``[draws, N, K, h, w]``.
         Outputs: ``anomaly_map``, ``flip_map`` float32 ``[N, H, W]``, ``reconstruction`` float32
         ``[N, C, H, W]`` and ``score`` ``[N]`` (float64, or float32 with `noise_input`).
     """
@@ -62,7 +63,6 @@ def detector_graph(bundle: Bundle, noise_input: bool = False) -> onnx.ModelProto
             ("image_id", UINT64, ("N",)), ("seed", UINT64, ()), ("noise_level", INT64, ()),
             ("steps", INT64, ()), ("flip_threshold", FLOAT, ()),
         ]  # fmt: skip
-        g.give_default("seed", 0, np.uint64)
         g.give_default("noise_level", settings.noise_level, np.int64)
         g.give_default("steps", settings.steps or 0, np.int64)
         g.give_default("flip_threshold", settings.flip_threshold, np.float32)

@@ -63,11 +63,17 @@ def opened(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
-def feeds(pixels: NDArray[np.float32], ids: list[int] = IDS, **settings: Any) -> dict[str, Any]:
-    kinds = {"seed": np.uint64, "noise_level": np.int64, "steps": np.int64,
-             "flip_threshold": np.float32}  # fmt: skip
+def feeds(
+    pixels: NDArray[np.float32], ids: list[int] = IDS, seed: int = 0, **settings: Any
+) -> dict[str, Any]:
+    kinds = {"noise_level": np.int64, "steps": np.int64, "flip_threshold": np.float32}
     given = {name: np.array(value, kinds[name]) for name, value in settings.items()}
-    return {"image": pixels, "image_id": np.array(ids[: len(pixels)], np.uint64), **given}
+    return {
+        "image": pixels,
+        "image_id": np.array(ids[: len(pixels)], np.uint64),
+        "seed": np.array(seed, np.uint64),
+        **given,
+    }
 
 
 def run(session: onnxruntime.InferenceSession, given: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def test_settings_are_inputs(session: onnxruntime.InferenceSession, tiny_bundle:
             run(session, feeds(pixels, seed=1))["flip_map"],
             run(session, feeds(pixels, seed=2))["flip_map"],
         )
-        # What is left away are the bundle's own, and seed 0.
+        # What is left away are the bundle's own.
         agree(run(session, feeds(pixels)), detector.detect(pixels, IDS))
     with pytest.raises(Exception, match=r"out of (data )?bounds"):
         run(session, feeds(pixels, noise_level=1000))
