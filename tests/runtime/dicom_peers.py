@@ -36,7 +36,7 @@ sys.stdin.read()
 _FETCH = """
 import sys, urllib.request
 url, method = sys.argv[1:]
-data = sys.stdin.buffer.read() if method == "POST" else None
+data = sys.stdin.buffer.read() if method in ("POST", "PUT") else None
 with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=30) as reply:
     sys.stdout.buffer.write(reply.read())
 """
@@ -198,6 +198,16 @@ class Orthanc:
     def json(self, path: str) -> Any:
         """The same, parsed."""
         return json.loads(self.get(path))
+
+    def put(self, path: str, content: object) -> None:
+        """Configure something."""
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        self.net.fetch(url, "PUT", json.dumps(content).encode())
+
+    def post(self, path: str, content: object) -> Any:
+        """Ask for something to be done."""
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        return json.loads(self.net.fetch(url, "POST", json.dumps(content).encode()))
 
     def find(self, level: str, **query: str) -> list[dict[str, Any]]:
         """Find resources by tags."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import traceback
 import warnings
 from typing import Any
 
@@ -32,5 +33,9 @@ def keep_names_out() -> None:
 
 
 def _unexpected(arguments: Any) -> None:
-    if isinstance(arguments.exc_value, Exception):
-        logging.getLogger("berdiff.dicom").error("%s", reason_of(arguments.exc_value))
+    log, error = logging.getLogger("berdiff.dicom"), arguments.exc_value
+    frames = traceback.extract_tb(arguments.exc_traceback)
+    if frames and "pynetdicom" in frames[-1].filename:  # its way to end a connection
+        log.warning("a peer broke the protocol (%s)", arguments.exc_type.__name__)
+    elif isinstance(error, Exception):
+        log.error("%s", reason_of(error))

@@ -43,6 +43,8 @@ _VERIFICATION = "1.2.840.10008.1.1"
 # Of every file that is written, so that equal objects are equal files, whatever receives them.
 _IMPLEMENTATION = "2.25.162041153017573265262443370311926829337"
 
+_GREETING = 15.0  # seconds in which a peer must say who it is
+
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 
 
@@ -128,8 +130,8 @@ class Receiver(Closing):
         entity.require_calling_aet = list(listen.callers)
         entity.maximum_pdu_size = listen.maximum_pdu
         entity.maximum_associations = listen.associations
-        entity.acse_timeout = entity.network_timeout = listen.idle_seconds
-        entity.dimse_timeout = listen.idle_seconds
+        entity.network_timeout = entity.dimse_timeout = listen.idle_seconds
+        entity.acse_timeout = min(_GREETING, listen.idle_seconds)
         entity.add_supported_context(_VERIFICATION)
         for uid in _CLASSES:
             entity.add_supported_context(uid, list(_SYNTAXES))
@@ -142,6 +144,7 @@ class Receiver(Closing):
                 ssl_context=tls and server_context(tls.certificate, tls.key, tls.authorities),
                 evt_handlers=[
                     (events.EVT_CONN_OPEN, self._opened),
+                    (events.EVT_CONN_CLOSE, self._closed),
                     (events.EVT_REJECTED, self._rejected),
                     (events.EVT_PDU_RECV, self._fragment),
                     (events.EVT_C_ECHO, self._echo),
@@ -157,6 +160,11 @@ class Receiver(Closing):
 
     def _opened(self, event: Any) -> None:
         Limits(event.assoc.dul.socket, self._bounds)
+
+    def _closed(self, event: Any) -> None:
+        # Who only looks whether somebody listens would else take a place until the timeout.
+        if event.assoc.requestor.primitive is None:
+            event.assoc.dul.to_user_queue.put(None)
 
     def _rejected(self, event: Any) -> None:
         self._figures.associations.labels("rejected").inc()

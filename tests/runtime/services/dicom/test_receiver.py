@@ -25,6 +25,7 @@ from dicom_peers import program
 from pydicom.dataset import Dataset
 
 from berdiff.runtime.errors import BerdiffError
+from berdiff.runtime.services.dicom import receiver
 from berdiff.runtime.services.dicom.arrivals import Arrivals
 from berdiff.runtime.services.dicom.listener import client_context, server_context
 
@@ -96,6 +97,21 @@ def test_connections_that_say_nothing_are_bounded_and_let_go(tmp_path: Path) -> 
             one.settimeout(30)
             assert one.recv(100)[:1] in (b"", b"\x07")  # closed, or aborted first
             one.close()
+
+
+def test_who_only_looks_takes_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load balancers open connections and close them; nobody waits for what they may say."""
+    monkeypatch.setattr(receiver, "_GREETING", 1000.0)
+    config = configured(tmp_path, 1, listen={"associations": 2, "idle_seconds": 1000.0})
+    with running(config) as node:
+        for _ in range(30):
+            socket.create_connection(("127.0.0.1", node.port)).close()
+
+        def accepted() -> bool:
+            with association(node.port) as opened:
+                return bool(opened.is_established)
+
+        wait_for(accepted, "room")
 
 
 @pytest.mark.parametrize("what", ["object", "pdu"])
