@@ -236,7 +236,9 @@ class Server:
             _LOG.exception("a session failed")
             _say(wire, "the server failed; its log says how")
             return "failed", "unexpected error"
-        return "answered" if session.images else "nothing asked", ""
+        if not session.images:
+            return "nothing asked", ""
+        return ("partly answered" if session.failures else "answered"), ""
 
     def _note(self, session: Session, outcome: str, reason: str, seconds: float) -> None:
         with self._lock:
@@ -261,6 +263,7 @@ class Server:
             sent=session.sent,
             inputs=list(session.digests),
             verdicts=list(session.verdicts),
+            failures=len(session.failures),
             bundle=self._work.detector.bundle.digest,
             seed=request.seed or 0,
             noise_level=settings.noise_level if settings else None,

@@ -15,7 +15,15 @@ from . import wire as mrd
 from .image import Image, Limits, read_image
 from .parameters import Request, check_config, check_config_text, read_parameters
 from .replies import RESEARCH, Context, SeriesNumbers, make_replies
-from .volumes import Input, choose_channels, is_for_detector, make_input, sort_into_volumes
+from .volumes import (
+    Input,
+    Volume,
+    choose_channels,
+    group,
+    is_for_detector,
+    make_input,
+    make_volume,
+)
 from .wire import ProtocolError, Wire
 
 
@@ -67,6 +75,8 @@ class Session:
         SHA-256 of the voxels the detector looked at.
     verdicts : list of str
         What was said of each input.
+    failures : list of str
+        Why nothing is said of some of the volumes.
     settings : SamplingDefaults or None
         Of the loop; None until there was something to do.
     answered : float or None
@@ -80,6 +90,7 @@ class Session:
     sent: int = 0
     digests: list[str] = field(default_factory=list)
     verdicts: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     settings: SamplingDefaults | None = None
     answered: float | None = None
     _bytes: int = 0
@@ -179,8 +190,13 @@ class Session:
             )
 
     def _answer(self) -> None:
-        """Send back what was found; nothing is sent before all of it has been."""
+        """Send back what was found; nothing is sent before all of it has been.
+
+        A volume that cannot be used does not spoil the others of the session.
+        """
         found = list(self._detect())
+        if not found:
+            raise InputError("; ".join(self.failures))
         context = Context(self.work.detector.bundle, self.request, self._settings())
         if self.request.sendoriginals:
             for image in self.images:
@@ -191,34 +207,50 @@ class Session:
                 self._send(image)
         for given, detection in found:
             self._tell(given, detection)
+        for failure in self.failures:
+            self.wire.send_text(f"ERROR    {failure}")
 
     def _detect(self) -> Iterator[tuple[Input, ScanDetection]]:
         """Find anomalies in each volume, or in the volumes that are the channels of one."""
-        work, request = self.work, self.request
+        preprocessing = self.work.detector.bundle.manifest.preprocessing
+        chosen = choose_channels(self._volumes(), self.request.channels, preprocessing.modalities)
+        for together in chosen:
+            try:
+                given = make_input(together, preprocessing)
+                found = self._look(given)
+            except InputError as error:
+                self.failures.append(f"{together[0].name}: {error}")
+                continue
+            self.digests.append(given.sha256)
+            self.verdicts.append(found.verdict)
+            yield given, found
+
+    def _volumes(self) -> list[Volume]:
+        """Sort what came; what cannot be used becomes a failure."""
         looked_at = [image for image in self.images if is_for_detector(image)]
         if not looked_at:
             raise InputError("none of the images is a magnitude image (image type 0 or 1)")
-        preprocessing = work.detector.bundle.manifest.preprocessing
-        volumes = sort_into_volumes(looked_at, request.slices)
-        for together in choose_channels(volumes, request.channels, preprocessing.modalities):
-            given = make_input(together, preprocessing)
-            self.digests.append(given.sha256)
+        volumes = []
+        for key, images in group(looked_at).items():
             try:
-                found = work.detector.detect_slices(
-                    given.slices,
-                    given.spacing,
-                    given.ids,
-                    request.seed or 0,
-                    self._settings(),
-                    threshold=request.threshold,
-                    batch_size=work.batch_size,
-                    timeout=work.timeout,
-                    cancel=work.cancel,
-                )
+                volumes.append(make_volume(key, images, self.request.slices))
             except InputError as error:
-                raise InputError(f"{together[0].name}: {error}") from error
-            self.verdicts.append(found.verdict)
-            yield given, found
+                self.failures.append(str(error))
+        return volumes
+
+    def _look(self, given: Input) -> ScanDetection:
+        work = self.work
+        return work.detector.detect_slices(
+            given.slices,
+            given.spacing,
+            given.ids,
+            self.request.seed or 0,
+            self._settings(),
+            threshold=self.request.threshold,
+            batch_size=work.batch_size,
+            timeout=work.timeout,
+            cancel=work.cancel,
+        )
 
     def _settings(self) -> SamplingDefaults:
         self.settings = self.settings or self.request.settings(self.work.detector)

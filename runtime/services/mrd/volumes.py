@@ -104,31 +104,69 @@ def is_for_detector(image: Image) -> bool:
     return int(image["image_type"]) in MAGNITUDE
 
 
-def sort_into_volumes(images: Sequence[Image], expected: int | None = None) -> list[Volume]:
-    """Sort images into volumes, in the order of series, contrast, set and the rest.
+def group(images: Sequence[Image]) -> dict[Key, list[Image]]:
+    """Say which images belong to one volume; in the order of series, contrast, set and the rest."""
+    groups: dict[Key, list[Image]] = {}
+    for image in images:
+        groups.setdefault(tuple(int(image[name]) for name in _APART), []).append(image)
+    return {key: groups[key] for key in sorted(groups)}
+
+
+def make_volume(key: Key, images: Sequence[Image], expected: int | None = None) -> Volume:
+    """Put images of one volume in order.
 
     Parameters
     ----------
+    key : tuple of int
+        From `group`.
     images : sequence of Image
         Magnitudes.
     expected : int, optional
-        Slices that each volume must have.
+        Slices that the volume must have.
 
     Raises
     ------
     InputError, ProtocolError
-        If images that belong together do not fit together.
+        If they do not fit together.
     """
-    groups: dict[Key, list[Image]] = {}
     for image in images:
         _check_pixels(image)
-        groups.setdefault(tuple(int(image[name]) for name in _APART), []).append(image)
-    volumes = [_volume(key, groups[key]) for key in sorted(groups)]
-    for volume in volumes:
-        count = len(volume.stored())
-        if expected is not None and count != expected:
-            raise InputError(f"{volume.name}: got {count} slices, the client announced {expected}")
-    return volumes
+    attributes = [read_attributes(image) for image in images]
+    across, down = directions(images[0], attributes[0])
+    first = images[0]
+    for image, own in zip(images[1:], attributes[1:], strict=True):
+        same = image.pixels.shape == first.pixels.shape and image.pixels.dtype == first.pixels.dtype
+        same &= np.allclose(image["field_of_view"], first["field_of_view"], rtol=1e-4)
+        same &= np.allclose(directions(image, own), (across, down), atol=_SAME_DIRECTION)
+        if not same:
+            raise InputError(
+                f"series {key[0]}: its images differ in size, type of pixels, field of view or "
+                "direction; send what belongs together as one series"
+            )
+    normal = _normal(first, across, down)
+    depth = first.pixels.shape[1]
+    if expected is not None and len(images) * depth != expected:
+        raise InputError(
+            f"series {key[0]}: got {len(images) * depth} slices, the client announced {expected}"
+        )
+    if depth > 1 and len(images) > 1:
+        raise InputError(f"series {key[0]}: several images of {depth} slices each at one place")
+    places = np.array([image["position"] for image in images], np.float64)
+    order = np.argsort(places @ normal, kind="stable")
+    field = np.asarray(first["field_of_view"], np.float64)
+    if not (np.isfinite(field).all() and field[:2].min() > 0 and np.isfinite(places).all()):
+        raise InputError(
+            f"series {key[0]}: field of view {field.tolist()} mm, expected positive sizes"
+        )
+    if len(images) > 1:
+        step = _step(places[order], normal, key)
+    else:
+        step = normal * (field[2] / depth if field[2] > 0 else 1.0)
+    _, _, rows, columns = first.pixels.shape
+    affine = np.eye(4)
+    axes = np.stack([across * field[0] / columns, down * field[1] / rows, step], axis=1)
+    affine[:3, :3], affine[:3, 3] = _TO_RAS @ axes, _TO_RAS @ places[order[0]]
+    return Volume(key, tuple(images[i] for i in order), tuple(attributes[i] for i in order), affine)
 
 
 def make_input(volumes: Sequence[Volume], preprocessing: Preprocessing) -> Input:
@@ -152,7 +190,7 @@ def make_input(volumes: Sequence[Volume], preprocessing: Preprocessing) -> Input
     slices, spacing, to_file = cut_channels(arrays, first.affine, preprocessing.orientation)
     if min(slices.shape[2:]) < _MIN_WIDTH:
         raise InputError(
-            f"{first.name}: in the model's orientation, {preprocessing.orientation}, its slices "
+            f"in the model's orientation, {preprocessing.orientation}, its slices "
             f"have {slices.shape[2]} x {slices.shape[3]} pixels: it was measured in another plane"
         )
     stored = [values.tobytes() for values in pieces]
@@ -223,41 +261,6 @@ def _check_pixels(image: Image) -> None:
         raise InputError(
             f"got an image of {image.pixels.shape[0]} coil channels, expected 1: combine them first"
         )
-
-
-def _volume(key: Key, images: list[Image]) -> Volume:
-    attributes = [read_attributes(image) for image in images]
-    across, down = directions(images[0], attributes[0])
-    first = images[0]
-    for image, own in zip(images[1:], attributes[1:], strict=True):
-        same = image.pixels.shape == first.pixels.shape and image.pixels.dtype == first.pixels.dtype
-        same &= np.allclose(image["field_of_view"], first["field_of_view"], rtol=1e-4)
-        same &= np.allclose(directions(image, own), (across, down), atol=_SAME_DIRECTION)
-        if not same:
-            raise InputError(
-                f"series {key[0]}: its images differ in size, type of pixels, field of view or "
-                "direction; send what belongs together as one series"
-            )
-    normal = _normal(first, across, down)
-    depth = first.pixels.shape[1]
-    if depth > 1 and len(images) > 1:
-        raise InputError(f"series {key[0]}: several images of {depth} slices each at one place")
-    places = np.array([image["position"] for image in images], np.float64)
-    order = np.argsort(places @ normal, kind="stable")
-    field = np.asarray(first["field_of_view"], np.float64)
-    if not (np.isfinite(field).all() and field[:2].min() > 0 and np.isfinite(places).all()):
-        raise InputError(
-            f"series {key[0]}: field of view {field.tolist()} mm, expected positive sizes"
-        )
-    if len(images) > 1:
-        step = _step(places[order], normal, key)
-    else:
-        step = normal * (field[2] / depth if field[2] > 0 else 1.0)
-    _, _, rows, columns = first.pixels.shape
-    affine = np.eye(4)
-    axes = np.stack([across * field[0] / columns, down * field[1] / rows, step], axis=1)
-    affine[:3, :3], affine[:3, 3] = _TO_RAS @ axes, _TO_RAS @ places[order[0]]
-    return Volume(key, tuple(images[i] for i in order), tuple(attributes[i] for i in order), affine)
 
 
 def _normal(image: Image, across: Array64, down: Array64) -> Array64:
