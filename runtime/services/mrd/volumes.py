@@ -25,6 +25,7 @@ _APART = ("image_series_index", "contrast", "set", "phase", "repetition", "avera
 # Headers hold float32: what lies closer than this is at one place, in mm.
 _SAME_PLACE = 1e-3
 _SAME_DIRECTION = 1e-3
+_SQUARE = 0.01  # cosine of the angle between rows and columns
 _REGULAR = 0.01  # of a step, by which a slice may be off its place
 _MIN_WIDTH = 16  # pixels: below it, thick slices were cut across
 _TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -251,6 +252,8 @@ def directions(image: Image, attributes: Attributes) -> tuple[Array64, Array64]:
                 "(read_dir and phase_dir of the header, or ImageRowDir and ImageColumnDir)"
             )
         found.append(vector.astype(np.float64) / length)
+    if abs(float(found[0] @ found[1])) > _SQUARE:
+        raise InputError("an image's rows and columns do not meet at right angles")
     return found[0], found[1]
 
 
