@@ -185,7 +185,10 @@ def serving(
     """A server in this process, on a free port."""
     stopping, health = Stopping(), Health("mrd")
     work = Work(detector, request or Request(), limits or Limits(), 4, timeout, stopping.now)
-    treated = Manners(**{"port": 0, "idle": PATIENCE, "patience": PATIENCE, **manners})
+    # Places enough for clients that have gone, and whose session has not been put away yet.
+    treated = Manners(
+        **{"port": 0, "clients": 32, "idle": PATIENCE, "patience": PATIENCE, **manners}
+    )
     log = AuditLog.open(audit) if audit else None
     try:
         server = Server(work, treated, health, log, stopping)

@@ -240,10 +240,12 @@ def test_clients_that_vanish_are_noticed(server: Served) -> None:
     image = images_of(heads())[0]
     whole = raw(1022, image.to_bytes())
     before = server.metric("sessions_total", outcome="vanished")
-    for cut in (0, 1, 2, 150, 205, 220, len(whole) - 1, len(whole)):
+    cuts = (0, 1, 2, 150, 205, 220, len(whole) - 1, len(whole))
+    for number, cut in enumerate(cuts, start=1):
         with Client(server.port) as client:
             client.begin().socket.sendall(whole[:cut])
-    until(lambda: server.metric("sessions_total", outcome="vanished") == before + 8)
+        expected = before + number
+        until(lambda: server.metric("sessions_total", outcome="vanished") == expected)  # noqa: B023
     assert serves(server.port)
 
 
@@ -273,7 +275,7 @@ def test_clients_that_do_not_read_are_let_go(detector: Detector) -> None:
 
 def test_several_clients_at_once_get_what_they_get_alone(detector: Detector) -> None:
     volumes = [heads(seed=seed) for seed in range(4)]
-    with serving(detector, clients=4) as server:
+    with serving(detector, clients=16) as server:
 
         def maps(values: np.ndarray[Any, Any]) -> bytes:
             answer = exchange(server.port, images_of(values), maptype="float32")
@@ -313,7 +315,7 @@ def test_a_thousand_malformed_messages(detector: Detector) -> None:
                 data = data[: place + 1]
         return bytes(data)
 
-    with serving(detector, clients=4, patience=5, idle=5) as server:
+    with serving(detector, clients=16, patience=5, idle=5) as server:
         with ThreadPoolExecutor(4) as pool:
             ends = list(pool.map(lambda data: throw(server.port, data), gather(malformed, 1000)))
         assert len(ends) == 1000
