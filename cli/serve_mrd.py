@@ -31,7 +31,7 @@ def serve_mrd(
         int, typer.Option(min=1, max=256, help="Sessions at a time; more are refused.")
     ] = 4,
     max_images: Annotated[int, typer.Option(min=1, help="Images of a session.")] = 4096,
-    max_session: Annotated[int, typer.Option(min=1, help="MiB of images of a session.")] = 512,
+    max_session: Annotated[int, typer.Option(min=1, help="MiB of images of a session.")] = 128,
     idle: Annotated[
         float, typer.Option(min=0.1, help="Seconds a client may send nothing between messages.")
     ] = 600,

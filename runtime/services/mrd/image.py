@@ -71,7 +71,7 @@ class Limits:
     """
 
     images: int = 4096
-    total: int = 512 * 2**20
+    total: int = 128 * 2**20
     side: int = 2048
     attributes: int = 2**20
 

@@ -194,11 +194,13 @@ def make_input(volumes: Sequence[Volume], preprocessing: Preprocessing) -> Input
             f"in the model's orientation, {preprocessing.orientation}, its slices "
             f"have {slices.shape[2]} x {slices.shape[3]} pixels: it was measured in another plane"
         )
-    stored = [values.tobytes() for values in pieces]
-    digest = hashlib.sha256(b"".join(stored)).hexdigest()
+    stored = [values.data.cast("B") for values in map(np.ascontiguousarray, pieces)]
+    digest = hashlib.sha256()
+    for piece in stored:
+        digest.update(piece)
     grid = Grid("volume", arrays[0].shape, first.affine, to_file)
     ids = image_ids(stored, len(slices))
-    return Input(tuple(volumes), slices, spacing, ids, digest, grid)
+    return Input(tuple(volumes), slices, spacing, ids, digest.hexdigest(), grid)
 
 
 def choose_channels(

@@ -119,7 +119,7 @@ def header(**fields: Any) -> bytes:
         (raw(1022) + header(data_type=9) + bytes(8), "data type is 9, expected 1 to 8"),
         (raw(1022) + header(matrix_size=(0, 1, 1)) + bytes(8), "shape (1, 1, 1, 0)"),
         (raw(1022) + header(matrix_size=(65535,) * 3) + bytes(8), "expected 1 to 2048"),
-        (raw(1022) + header(matrix_size=(2048,) * 3) + bytes(8), "have more than 536870912 bytes"),
+        (raw(1022) + header(matrix_size=(2048,) * 3) + bytes(8), "have more than 134217728 bytes"),
     ],
 )
 def test_messages_that_are_none_are_refused(server: Served, data: bytes, reason: str) -> None:
