@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,17 @@ from berdiff.runtime.services.mrd.server import Manners, Server, Stopping
 from berdiff.runtime.services.mrd.session import Work
 
 PATIENCE = 60.0  # seconds after which a test has failed
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not come to it"
+        time.sleep(0.01)
+
+
+def raw(number: int, data: bytes = b"") -> bytes:
+    return struct.pack("<H", number) + data
 
 
 @dataclass

@@ -6,22 +6,29 @@ import json
 import random
 import socket
 import struct
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ismrmrd
 import numpy as np
 import pytest
 from fakes import fake_detector
-from mrd_peer import PATIENCE, Client, Lie, Served, exchange, heads, images_of, serving
+from mrd_peer import (
+    PATIENCE,
+    Client,
+    Lie,
+    Served,
+    exchange,
+    heads,
+    images_of,
+    raw,
+    serving,
+    until,
+)
 
 from berdiff.runtime.detector import Detector
 from berdiff.runtime.errors import BerdiffError
-from berdiff.runtime.services.mrd import server as server_module
 from berdiff.runtime.services.mrd.image import Limits
 
 
@@ -34,13 +41,6 @@ def detector() -> Detector:
 def server(detector: Detector) -> Iterator[Served]:
     with serving(detector) as served:
         yield served
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it did not come to it"
-        time.sleep(0.01)
 
 
 def serves(port: int) -> bool:
@@ -92,10 +92,6 @@ def test_texts_that_are_no_parameters_are_refused(server: Served, text: str) -> 
     with Client(server.port) as client:
         client.begin().text(5, text)
         assert "the text with the parameters is not" in client.answer().error
-
-
-def raw(number: int, data: bytes = b"") -> bytes:
-    return struct.pack("<H", number) + data
 
 
 def header(**fields: Any) -> bytes:
@@ -341,68 +337,6 @@ def throw(port: int, data: bytes) -> str:
         except ConnectionError:
             pass
     return got.decode("latin-1")
-
-
-class Stopped:
-    """A server that is stopped in another thread while a session runs."""
-
-    def __init__(self, detector: Detector, **manners: Any) -> None:
-        self.go = threading.Event()
-        self.ready = threading.Event()
-        self.thread = threading.Thread(target=self._run, args=(detector, manners))
-        self.thread.start()
-        assert self.ready.wait(PATIENCE)
-
-    def _run(self, detector: Detector, manners: dict[str, Any]) -> None:
-        with serving(detector, **manners) as self.server:
-            self.ready.set()
-            self.go.wait(PATIENCE)
-
-
-@pytest.mark.parametrize("grace", [PATIENCE, 0.0], ids=["in-time", "too-late"])
-def test_running_sessions_get_time_when_the_server_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grace: float
-) -> None:
-    monkeypatch.setattr(server_module, "_LAST_WORD", PATIENCE)
-    hold = tmp_path / "hold"
-    hold.touch()
-    stopped = Stopped(fake_detector(hold=str(hold)), grace=grace)
-    with Client(stopped.server.port) as client, Client(stopped.server.port) as idle:
-        client.begin()
-        for image in images_of(heads()):
-            client.image(image)
-        client.close()
-        until(lambda: stopped.server.metric("clients") == 2)
-        stopped.go.set()
-        assert "the server stops" in idle.answer().error
-        if not grace:
-            until(stopped.server.stopping.now.is_set)
-        assert stopped.server.health.obstacle == "stopping"
-        hold.unlink()
-        answer = client.answer()
-    stopped.thread.join(PATIENCE)
-    assert not stopped.thread.is_alive()
-    assert answer.closed
-    if grace:
-        assert len(answer.series("anomaly")) == 3
-    else:
-        assert "the server stops" in answer.error
-    with pytest.raises(OSError, match="refused"):
-        Client(stopped.server.port)
-
-
-def test_a_client_that_does_not_end_is_cut_off(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "_LAST_WORD", 0.1)
-    stopped = Stopped(detector, grace=0.0)
-    with Client(stopped.server.port) as client:
-        client.begin().socket.sendall(raw(1022))
-        until(lambda: stopped.server.metric("clients") == 1)
-        stopped.go.set()
-        client.answer()
-        stopped.thread.join(PATIENCE)
-        assert not stopped.thread.is_alive()
 
 
 def test_a_port_that_is_taken_is_named(detector: Detector, server: Served) -> None:
