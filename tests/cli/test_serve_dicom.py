@@ -38,7 +38,9 @@ def net() -> Iterator[Network]:
 
 @pytest.fixture(scope="module")
 def pacs(net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with orthanc(net, tmp_path_factory.mktemp("orthanc")) as peer:
+    script = Path(__file__).resolve().parents[2] / "examples" / "dicom" / "route.lua"
+    folder = tmp_path_factory.mktemp("orthanc")
+    with orthanc(net, folder, LuaScripts=[str(script)], StableAge=1) as peer:
         yield peer
 
 
@@ -140,13 +142,12 @@ def test_from_dcmtk_and_orthanc_back_to_orthanc(
         wait_for(node.ready, "the node")
         wait_for(lambda: complete(pacs, first[0]), "the first results")
 
-        from_pacs = ("-aet", "SCANNER", "-aec", pacs.title, "127.0.0.1", str(pacs.dicom_port))
+        # Orthanc routes what comes to rest by examples/dicom/route.lua.
+        where = {"AET": "BERDIFF", "Host": "127.0.0.1", "Port": node.port}
+        pacs.put("/modalities/berdiff", where)
+        scanner = ("-aet", "SCANNER", "-aec", pacs.title, "127.0.0.1", str(pacs.dicom_port))
         storescu = program("storescu", "dcmtk")
-        assert net.run(storescu, *from_pacs, "+sd", str(tmp_path / "b")).returncode == 0
-        pacs.put("/modalities/node", {"AET": "BERDIFF", "Host": "127.0.0.1", "Port": node.port})
-        (there,) = pacs.find("Series", SeriesInstanceUID=str(second[0].SeriesInstanceUID))
-        told = pacs.post("/modalities/node/store", [there["ID"]])
-        assert (told["InstancesCount"], told["FailedInstancesCount"]) == (SLICES, 0)
+        assert net.run(storescu, *scanner, "+sd", str(tmp_path / "b")).returncode == 0
         wait_for(lambda: complete(pacs, second[0]), "the second results")
 
         assert node.send(tmp_path / "a").returncode == 0  # once more: nothing new comes of it

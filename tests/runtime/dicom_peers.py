@@ -204,11 +204,6 @@ class Orthanc:
         url = f"http://127.0.0.1:{self.http_port}{path}"
         self.net.fetch(url, "PUT", json.dumps(content).encode())
 
-    def post(self, path: str, content: object) -> Any:
-        """Ask for something to be done."""
-        url = f"http://127.0.0.1:{self.http_port}{path}"
-        return json.loads(self.net.fetch(url, "POST", json.dumps(content).encode()))
-
     def find(self, level: str, **query: str) -> list[dict[str, Any]]:
         """Find resources by tags."""
         body = json.dumps({"Level": level, "Query": query, "Expand": True}).encode()
@@ -217,8 +212,8 @@ class Orthanc:
 
 
 @contextlib.contextmanager
-def orthanc(net: Network, folder: Path) -> Iterator[Orthanc]:
-    """Run an Orthanc server that is empty and forgets all when it ends."""
+def orthanc(net: Network, folder: Path, **more: Any) -> Iterator[Orthanc]:
+    """Run an Orthanc server that is empty and forgets all when it ends; `more` configures it."""
     server = program("Orthanc", "orthanc")
     folder.mkdir(parents=True, exist_ok=True)
     peer = Orthanc(net, free_port(), free_port())
@@ -235,6 +230,7 @@ def orthanc(net: Network, folder: Path) -> Iterator[Orthanc]:
         "DicomCheckCalledAet": True,
         "WebDavEnabled": False,
         "HttpDescribeErrors": True,
+        **more,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
 

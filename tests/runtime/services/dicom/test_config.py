@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from berdiff.runtime.errors import BerdiffError
+from berdiff.runtime.services.dicom import config
 from berdiff.runtime.services.dicom.config import read_config
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -85,3 +86,11 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
         read_config(tmp_path / "node.yaml")
     with pytest.raises(BerdiffError, match=r"cannot read .*none\.yaml"):
         read_config(tmp_path / "none.yaml")
+
+
+def test_every_key_is_explained() -> None:
+    page = (ROOT / "docs" / "dicom-node.md").read_text()
+    kinds = (config.Listen, config.SeriesRules, config.SpoolRules, config.Destination, config.Tls)
+    for kind in (*kinds, config.NodeConfig):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in page, f"{kind.__name__}.{field.name}"
