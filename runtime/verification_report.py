@@ -49,17 +49,15 @@ class FileState:
     state : str
         "ok", "altered", "missing", or "unlisted": there, but not named in ``bundle.json``, as
         engines that were built later are.
-    sha256, size : str, int, or None
-        As found; None for a missing file.
-    expected_sha256, expected_size : str, int, or None
+    found : FileRecord or None
+        Digest and size as found; None for a missing file.
+    expected : FileRecord or None
         As ``bundle.json`` says; None for an unlisted file.
     """
 
     state: str
-    sha256: str | None
-    size: int | None
-    expected_sha256: str | None
-    expected_size: int | None
+    found: FileRecord | None
+    expected: FileRecord | None
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,8 @@ class Distribution:
     def of(cls, times: Sequence[float]) -> Distribution:
         """Summarise times in any unit; none is left out."""
         ordered = sorted(times)
-        ranks = (ordered[math.ceil(p * len(ordered) / 100) - 1] for p in (50, 95, 99))
-        return cls(ordered[0], *ranks, ordered[-1], sum(ordered) / len(ordered))
+        p50, p95, p99 = (ordered[math.ceil(p * len(ordered) / 100) - 1] for p in (50, 95, 99))
+        return cls(ordered[0], p50, p95, p99, ordered[-1], sum(ordered) / len(ordered))
 
 
 @dataclass(frozen=True)
@@ -369,8 +367,8 @@ def _bundle_state(path: Path) -> BundleState:
         name: _file_state(found.get(name), expected.get(name)) for name in sorted(found | expected)
     }
     return BundleState(
-        name=manifest and manifest.name,
-        precision=manifest and manifest.precision,
+        name=None if manifest is None else manifest.name,
+        precision=None if manifest is None else manifest.precision,
         digest=sha256_file(source),
         files=files,
     )
@@ -383,13 +381,7 @@ def _file_state(found: FileRecord | None, expected: FileRecord | None) -> FileSt
         state = "unlisted"
     else:
         state = "ok" if found == expected else "altered"
-    return FileState(
-        state,
-        found and found.sha256,
-        found and found.size,
-        expected and expected.sha256,
-        expected and expected.size,
-    )
+    return FileState(state, found, expected)
 
 
 def _conditions(threads: int | None, load_before: float | None) -> Conditions:

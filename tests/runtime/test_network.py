@@ -144,3 +144,14 @@ def test_onnxruntime_is_imported_where_its_reports_are_turned_off(folder: str) -
         and any(re.fullmatch(r"onnxruntime(\.\w+)*", name) for name in _imported(file))
     ]
     assert wrong == []
+
+
+LOADS_ONNXRUNTIME = re.compile(r"#include.*onnxruntime_c(xx)?_api\.h|[\"']onnxruntime-node[\"']")
+
+
+def test_examples_in_other_languages_turn_its_reports_off_too() -> None:
+    sources = [f for f in (ROOT / "examples").rglob("*") if f.suffix in (".c", ".cpp", ".mjs")]
+    loading = [f for f in sources if LOADS_ONNXRUNTIME.search(f.read_text())]
+    wrong = [f.name for f in loading if "ORT_DISABLE_TELEMETRY" not in f.read_text()]
+    assert wrong == []
+    assert loading or not sources

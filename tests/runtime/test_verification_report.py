@@ -50,9 +50,10 @@ def test_it_says_what_was_checked(report: VerificationReport, tiny_bundle: Bundl
     assert report.conditions.threads == 1
     for name, record in tiny_bundle.manifest.files.items():
         state = report.bundle.files[name]
-        assert (state.state, state.sha256, state.size) == ("ok", record.sha256, record.size)
+        assert (state.state, state.found, state.expected) == ("ok", record, record)
         content = (tiny_bundle.path / name).read_bytes()
-        assert state.sha256 == hashlib.sha256(content).hexdigest()
+        assert state.found is not None
+        assert state.found.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_its_times_are_those_of_the_runs(report: VerificationReport) -> None:
@@ -101,8 +102,11 @@ def test_files_are_told_apart(bundle: Path) -> None:
         "notes.txt": "unlisted",
     }
     altered = report.bundle.files[GRAPHS[0]]
-    assert altered.sha256 != altered.expected_sha256
-    assert altered.size == altered.expected_size
+    assert altered.found is not None
+    assert altered.expected is not None
+    assert altered.found.size == altered.expected.size
+    assert altered.found.sha256 != altered.expected.sha256
+    assert report.bundle.files["golden/vectors.npz"].found is None
     assert not report.passed
     assert re.search("was altered|is missing", report.failures[0])
     assert (report.engine, report.golden, report.latency) == ({}, (), None)
