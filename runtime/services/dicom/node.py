@@ -17,11 +17,12 @@ from ...detector_record import DetectorRecord
 from ...errors import BackendError, BerdiffError
 from ...run_plan import RunOptions, RunPlan
 from ...scan_work import reason_of
+from ...writers import OutputType
 from ..audit import AuditLog
 from ..health import Health
 from .arrivals import Unit
 from .completeness import not_yet
-from .config import NodeConfig
+from .config import NodeConfig, ObjectKind
 from .examiner import Examined, Examiner
 from .figures import Figures
 from .jobs import Job
@@ -31,6 +32,11 @@ from .spool import Spool
 
 _LOG = logging.getLogger("berdiff.dicom")
 
+_TYPES: dict[ObjectKind, OutputType] = {
+    "seg": "dicom-seg",
+    "pmap": "dicom-pmap",
+    "sc": "dicom-sc",
+}
 _TICK = 0.25  # seconds between looks at what time alone changes
 _EXPIRY = 60.0  # seconds between looks at what has expired
 _FIRST_WAIT, _LAST_WAIT = 1.0, 60.0  # before something is tried again that could not be written
@@ -67,7 +73,7 @@ class Node:
         self._audit = audit
         options = dataclasses.replace(
             options,
-            output_types=tuple(f"dicom-{kind}" for kind in config.kinds),
+            output_types=tuple(_TYPES[kind] for kind in config.kinds),
             accept_contrast=config.series.other_contrast == "accept",
         )
         self._plan = RunPlan.make(DetectorRecord.of(detector), options)

@@ -23,7 +23,8 @@ def keep_names_out() -> None:
     hide_names()
     warnings.filterwarnings("ignore", module=r"pynetdicom")
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
-    optional("pynetdicom._config", "dicom").LOG_HANDLER_LEVEL = "none"
+    settings: Any = optional("pynetdicom._config", "dicom")
+    settings.LOG_HANDLER_LEVEL = "none"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("berdiff.dicom")
