@@ -135,7 +135,7 @@ def _results(job: ScanJob, mask: NDArray[np.bool_], made_by: Provenance) -> NDAr
         "anomaly map in colour and the mask outlined. Slices count from 0.",
     ]
     image, spacing = job.image(worst), job.spacing
-    shown = grey_tile(image, white_level(image), spacing)
+    shown = grey_tile(image, float(white_level(image)), spacing)
     tiles = [(f"slice {grid.file_index(worst)}, as it is", shown)]
     scale = 2 * made_by.threshold if made_by.threshold > 0 else float(job.anomaly.max()) or 1.0
     for index in ranked[:_WORST]:
