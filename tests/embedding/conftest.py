@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,10 +41,11 @@ def node_modules(made_once: MadeOnce) -> Path:
     npm = need("npm", "npm")
 
     def install(folder: Path) -> None:
+        wanted: dict[str, str] = {}
         for example in ("node", "browser"):
-            (folder / example).mkdir()
-            shutil.copy(EXAMPLES / example / "package.json", folder / example)
-            done([npm, "install", "--ignore-scripts", "--no-audit", "--no-fund"],
-                 cwd=folder / example)  # fmt: skip
+            package = json.loads((EXAMPLES / example / "package.json").read_text())
+            wanted |= package["dependencies"]
+        (folder / "package.json").write_text(json.dumps({"dependencies": wanted}))
+        done([npm, "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder)
 
     return made_once("node-modules", install)

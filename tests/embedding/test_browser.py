@@ -29,9 +29,7 @@ def site(case: Case, node_modules: Path, tmp_path: Path) -> Iterator[str]:
     """Address of the example's folder, as its page says it has to be."""
     folder = tmp_path / "site"
     shutil.copytree(EXAMPLES / "browser", folder)
-    (folder / "ort").symlink_to(
-        node_modules / "browser" / "node_modules" / "onnxruntime-web" / "dist"
-    )
+    (folder / "ort").symlink_to(node_modules / "node_modules" / "onnxruntime-web" / "dist")
     (folder / "detector.onnx").symlink_to(case.file)
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_node_finds_what_the_runtime_finds(case: Case, node_modules: Path, tmp_path: Path) -> None:
     node = need("node", "nodejs")
-    script = shutil.copy(EXAMPLES / "node" / "detect.mjs", node_modules / "node")
+    script = shutil.copy(EXAMPLES / "node" / "detect.mjs", node_modules)
     image, found = case.raw(tmp_path / "image.f32"), tmp_path / "map.f32"
     said = done([node, script, case.file, image, found, str(ID), str(SEED)])
     anomaly_map = np.fromfile(found, "<f4").reshape(case.image.shape)
