@@ -165,14 +165,18 @@ def read_attributes(image: Image) -> Attributes:
     ProtocolError
         If they are not what MRD calls ``ismrmrdMeta``.
     """
-    text = image.attributes.rstrip(b"\0").strip()
+    try:
+        # As text: in bytes, another encoding would hide what is looked for next.
+        text = image.attributes.rstrip(b"\0").decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ProtocolError("an image's attributes are not UTF-8") from None
     if not text:
         return {}
-    if b"<!DOCTYPE" in text:  # could make little text large
+    if "<!DOCTYPE" in text:  # could make little text large
         raise ProtocolError("an image's attributes hold a document type, which no client needs")
     try:
         root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise ProtocolError(f"an image's attributes are not XML: {error}") from None
     if root.tag != "ismrmrdMeta":
         raise ProtocolError(f"an image's attributes are <{root.tag[:40]}>, expected <ismrmrdMeta>")

@@ -168,8 +168,19 @@ def test_images_that_cannot_be_used_are_refused(
     assert answer.closed
 
 
+DOCTYPE = '<!DOCTYPE a [<!ENTITY b "c">]><ismrmrdMeta/>'
+
+
 @pytest.mark.parametrize(
-    "attributes", [b"<ismrmrdMeta", b"<other/>", b'<!DOCTYPE a [<!ENTITY b "c">]><ismrmrdMeta/>']
+    "attributes",
+    [
+        b"<ismrmrdMeta",
+        b"<other/>",
+        DOCTYPE.encode(),
+        f'<?xml version="1.0" encoding="UTF-16"?>{DOCTYPE}'.encode("utf-16"),
+        b"<ismrmrdMeta>\xff</ismrmrdMeta>",
+    ],
+    ids=["cut", "other", "doctype", "doctype-in-utf-16", "latin-1"],
 )
 def test_attributes_that_are_no_meta_are_refused(server: Served, attributes: bytes) -> None:
     image = images_of(heads((1, 32, 40)))[0]
