@@ -135,7 +135,7 @@ class Session:
             mrd.IMAGE: self._take_image,
             mrd.WAVEFORM: self._take_waveform,
         }
-        while (number := self.wire.next_number()) != mrd.CLOSE:
+        while (number := self.wire.next_number(not self.begun)) != mrd.CLOSE:
             if number == mrd.ACQUISITION:
                 raise ProtocolError(
                     "got raw data (message 1008); this server takes reconstructed images "

@@ -51,7 +51,8 @@ class Wire:
         Seconds for which a client may send nothing between two messages: a scanner measures
         in that time.
     patience : float
-        Seconds within which a message that has begun must be there, or be taken.
+        Seconds within which a message that has begun must be there, or be taken; and the first
+        one must begin.
     max_text : int
         Bytes of a text.
     wanted : callable
@@ -73,18 +74,23 @@ class Wire:
         self._wanted = wanted
         self._end = 0.0
 
-    def next_number(self) -> int:
+    def next_number(self, first: bool = False) -> int:
         """Wait for a message, and return its number.
+
+        Parameters
+        ----------
+        first : bool
+            Whether nothing has come yet: who only connects must not hold a place for long.
 
         Raises
         ------
         Vanished
             If none comes.
         """
-        self._end = time.monotonic() + self._idle
-        first = self._some(1, self._wanted)
+        self._end = time.monotonic() + (self._patience if first else self._idle)
+        byte = self._some(1, self._wanted)
         self._end = time.monotonic() + self._patience
-        return int(_NUMBER.unpack(first + self.read(1))[0])
+        return int(_NUMBER.unpack(byte + self.read(1))[0])
 
     def read(self, count: int) -> bytes:
         """Read exactly so many bytes of the message that has begun."""
