@@ -134,12 +134,17 @@ def _images(result: _Result, series: int, facts: Attributes, request: Request) -
     values = result.values.astype("<f4")
     if scaled:
         values = np.rint(np.clip(values / step, 0, TOP)).astype("<u2")
+    worth = f"{result.kind}, value = pixel x {step:.6g}"
     own = {
         "DataRole": ["Image", "Quantitative"],
         "ImageProcessingHistory": ["BERDIFF"],
         "SeriesDescriptionAdditional": [f"_berdiff_{result.kind}"],
         "SequenceDescriptionAdditional": [f"berdiff_{result.kind}"],
-        "ImageComments": [f"{RESEARCH}; {result.kind}, value = pixel x {step:.6g}"],
+        "ImageComments": [f"{RESEARCH}; {worth}"],
+        "ImageComment": [RESEARCH, worth],  # some clients look for this name, and join its values
+        # An original's own would be applied to the map, whose window is in pixels.
+        "RescaleSlope": ["1"],
+        "RescaleIntercept": ["0"],
         "WindowCenter": [f"{result.window / step / 2:.6g}"],
         "WindowWidth": [f"{max(result.window / step, 1.0 if scaled else 1e-6):.6g}"],
         "Keep_image_geometry": ["1"],

@@ -65,7 +65,9 @@ def test_the_header_is_the_one_of_the_standard() -> None:
 
 
 def test_maps_come_back_on_the_place_of_their_originals(server: Served) -> None:
-    images = images_of(heads(), meta={"IceMiniHead": "xyz", "DataRole": "Image"})
+    images = images_of(
+        heads(), meta={"IceMiniHead": "xyz", "DataRole": "Image", "RescaleSlope": 2.5}
+    )
     for number, image in enumerate(images):
         image.user_int[3] = number + 5
         image.patient_table_position = (1.0, 2.0, 3.0)
@@ -83,6 +85,8 @@ def test_maps_come_back_on_the_place_of_their_originals(server: Served) -> None:
         meta = after.meta
         assert meta["DataRole"] == ["Image", "Quantitative"]
         assert meta["ImageComments"].startswith("RESEARCH - not for clinical use")
+        assert meta["ImageComment"][0] == "RESEARCH - not for clinical use"
+        assert (meta["RescaleSlope"], meta["RescaleIntercept"]) == ("1", "0")
         assert meta["IceMiniHead"] == "xyz"
         assert meta["Keep_image_geometry"] == "1"
         assert [float(v) for v in meta["ImageRowDir"]] == [1, 0, 0]
