@@ -266,5 +266,8 @@ class Session:
             f"INFO     {name}: score {found.score:.4g} in slice {found.worst_slice}, threshold "
             f"{found.threshold:.4g} ({found.threshold_source}); {RESEARCH}"
         )
+        for volume in given.volumes:
+            if volume.note:
+                self.wire.send_text(f"WARNING  {volume.name}: {volume.note}")
         if found.verdict == "suspect":
             self.wire.send_text(f"WARNING  {name} is suspect: {'; '.join(found.reasons)}")

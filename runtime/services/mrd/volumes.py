@@ -27,6 +27,7 @@ _SAME_PLACE = 1e-3
 _SAME_DIRECTION = 1e-3
 _SQUARE = 0.01  # cosine of the angle between rows and columns
 _REGULAR = 0.01  # of a step, by which a slice may be off its place
+_SQUARE_PIXEL = 0.001  # of its width, by which a square pixel's height may differ
 _MIN_WIDTH = 16  # pixels: below it, thick slices were cut across
 _TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -47,12 +48,15 @@ class Volume:
         The meta attributes of each image.
     affine : ndarray of float64, shape (4, 4)
         From (x, y, z) of the volume to world mm (RAS+).
+    note : str
+        What was assumed, if anything.
     """
 
     key: Key
     images: tuple[Image, ...]
     attributes: tuple[Attributes, ...]
     affine: Array64
+    note: str
 
     @property
     def name(self) -> str:
@@ -163,11 +167,12 @@ def make_volume(key: Key, images: Sequence[Image], expected: int | None = None) 
         step = _step(places[order], normal, key)
     else:
         step = normal * (field[2] / depth if field[2] > 0 else 1.0)
-    _, _, rows, columns = first.pixels.shape
+    width, height, note = _pixel(field, first.pixels.shape)
     affine = np.eye(4)
-    axes = np.stack([across * field[0] / columns, down * field[1] / rows, step], axis=1)
+    axes = np.stack([across * width, down * height, step], axis=1)
     affine[:3, :3], affine[:3, 3] = _TO_RAS @ axes, _TO_RAS @ places[order[0]]
-    return Volume(key, tuple(images[i] for i in order), tuple(attributes[i] for i in order), affine)
+    own = tuple(attributes[i] for i in order)
+    return Volume(key, tuple(images[i] for i in order), own, affine, note)
 
 
 def make_input(volumes: Sequence[Volume], preprocessing: Preprocessing) -> Input:
@@ -257,6 +262,28 @@ def directions(image: Image, attributes: Attributes) -> tuple[Array64, Array64]:
     if abs(float(found[0] @ found[1])) > _SQUARE:
         raise InputError("an image's rows and columns do not meet at right angles")
     return found[0], found[1]
+
+
+def _pixel(field: Array64, shape: tuple[int, ...]) -> tuple[float, float, str]:
+    """Return width and height of a pixel in mm, and what was assumed.
+
+    A field of view is that of columns, then of rows. FIRE's `dicom2mrd.py` writes them the other
+    way round, which shows where there are more of one than of the other.
+    """
+    rows, columns = shape[2:]
+    width, height = float(field[0]) / columns, float(field[1]) / rows
+    turned = float(field[1]) / columns, float(field[0]) / rows
+    if _is_square(*turned) and not _is_square(width, height):
+        note = (
+            f"its field of view gives pixels of {width:.3g} x {height:.3g} mm, and square ones "
+            "with its first two numbers swapped, as dicom2mrd.py writes them: taken so"
+        )
+        return *turned, note
+    return width, height, ""
+
+
+def _is_square(width: float, height: float) -> bool:
+    return abs(width - height) <= _SQUARE_PIXEL * width
 
 
 def _check_pixels(image: Image) -> None:

@@ -154,6 +154,27 @@ def test_what_the_attributes_say_of_directions_holds(server: Served) -> None:
     assert not np.array_equal(maps[0], maps[2])
 
 
+def test_a_field_of_view_the_wrong_way_round() -> None:
+    """FIRE's dicom2mrd.py gives the extent of the rows first."""
+    values, size, flat = heads(), Lie(sizes=(0.8, 0.8, 4)), Lie(sizes=(0.8, 1.2, 4))
+    field = (32 * 0.8, 40 * 0.8, 4.0)
+    with serving(fake_detector(Preprocessing(1, ("flair",), (32, 40), spacing=1.0))) as server:
+        right, swapped, other = (
+            exchange(server.port, images, maptype="float32")
+            for images in (
+                images_of(values, size),
+                images_of(values, size, field_of_view=field),
+                images_of(values, flat),
+            )
+        )
+    maps = [stacked(answer.series("anomaly")) for answer in (right, swapped, other)]
+    assert np.array_equal(maps[0], maps[1])
+    assert not np.array_equal(maps[0], maps[2])
+    assert swapped.series("anomaly")[0].field_of_view[:] == pytest.approx(field)
+    assert any(t.startswith("WARNING  series 1: its field of view gives") for t in swapped.texts)
+    assert not any(text.startswith("WARNING") for text in (*right.texts, *other.texts))
+
+
 def test_counts_and_scale_give_the_map(server: Served) -> None:
     images = images_of(heads())
     exact = stacked(exchange(server.port, images, maptype="float32").series("anomaly"))
