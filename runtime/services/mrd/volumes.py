@@ -171,8 +171,8 @@ def make_volume(key: Key, images: Sequence[Image], expected: int | None = None) 
     affine = np.eye(4)
     axes = np.stack([across * width, down * height, step], axis=1)
     affine[:3, :3], affine[:3, 3] = _TO_RAS @ axes, _TO_RAS @ places[order[0]]
-    own = tuple(attributes[i] for i in order)
-    return Volume(key, tuple(images[i] for i in order), own, affine, note)
+    in_order = tuple(attributes[i] for i in order)
+    return Volume(key, tuple(images[i] for i in order), in_order, affine, note)
 
 
 def make_input(volumes: Sequence[Volume], preprocessing: Preprocessing) -> Input:
