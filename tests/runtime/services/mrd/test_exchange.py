@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 from fakes import fake_detector
-from mrd_peer import AXIAL, Client, Lie, Served, exchange, heads, images_of, serving
+from mrd_peer import AXIAL, Client, Lie, Served, exchange, heads, images_of, serving, until
 from numpy.typing import NDArray
 
 from berdiff.runtime.detection import ScanDetection
@@ -298,6 +298,8 @@ def test_the_audit_log_and_metrics_say_what_was_done(detector: Detector, tmp_pat
     secret = images_of(heads(), meta={"PatientName": "DOE^JANE"})
     with serving(detector, audit=path) as server:
         exchange(server.port, secret, seed=3, steps=5)
+        # The line follows the answer: the next session must not be quicker.
+        until(lambda: path.read_bytes().count(b"\n") == 1)
         exchange(server.port, secret, nonsense="DOE^JANE")
     # The lines are written before the server has ended.
     assert check(path).entries == 2
