@@ -6,6 +6,7 @@
 // IMAGE.f32 holds one image as the detector takes it: 32-bit floats in [0, 1], channel after
 // channel, row after row. Here it is sent COUNT times, each time with an id of its own.
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -63,7 +64,9 @@ public:
     Deadline(const Detector &detector, std::chrono::milliseconds limit)
         : thread_([this, &detector, limit] {
               std::unique_lock lock(mutex_);
-              if (!done_.wait_for(lock, limit, [this] { return over_; })) detector.cancel();
+              if (done_.wait_for(lock, limit, [this] { return over_; })) return;
+              expired_ = true;  // before, so that nobody begins another call after
+              detector.cancel();
           }) {}
 
     ~Deadline() {
@@ -75,7 +78,10 @@ public:
         thread_.join();
     }
 
+    bool expired() const { return expired_; }
+
 private:
+    std::atomic<bool> expired_{false};
     std::mutex mutex_;
     std::condition_variable done_;
     bool over_ = false;
@@ -112,9 +118,11 @@ int main(int count, char **words) try {
         for (int worker = 0; worker < 4; ++worker)
             workers.emplace_back([&, worker] {
                 try {
-                    for (int number = worker; number < images; number += 4)
+                    for (int number = worker; number < images; number += 4) {
+                        if (deadline.expired()) throw std::runtime_error("terminated: too late");
                         found[static_cast<std::size_t>(number)] =
                             detector.detect(image, static_cast<std::uint64_t>(number), 0);
+                    }
                 } catch (const std::exception &error) {
                     const std::lock_guard guard(lock);
                     trouble = error.what();
