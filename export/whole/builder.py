@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Type = int  # of TensorProto
+Values = Sequence[tuple[str, Type, Sequence[int | str]]]  # name, element type, shape
 
 
 class Builder:
@@ -101,15 +102,13 @@ class Builder:
 
     def graph(
         self,
-        inputs: Sequence[tuple[str, Type, Sequence[int | str]]],
-        outputs: Sequence[tuple[str, Type, Sequence[int | str]]],
+        inputs: Values,
+        outputs: Values,
     ) -> onnx.GraphProto:
         """Return the graph; inputs and outputs are name, element type and shape."""
-        values = [
-            [helper.make_tensor_value_info(*value) for value in group]
-            for group in (inputs, outputs)
-        ]
-        return helper.make_graph(self._nodes, self.name, *values, initializer=self._tensors)
+        took = [helper.make_tensor_value_info(*value) for value in inputs]
+        gave = [helper.make_tensor_value_info(*value) for value in outputs]
+        return helper.make_graph(self._nodes, self.name, took, gave, initializer=self._tensors)
 
     def _fresh(self, kind: str) -> str:
         self._count += 1

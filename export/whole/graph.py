@@ -15,7 +15,7 @@ from berdiff.runtime.bundle import Bundle
 from berdiff.runtime.manifest import Manifest, SamplingDefaults
 from berdiff.runtime.sampling_settings import make_sampler
 
-from .builder import DOUBLE, FLOAT, INT64, UINT64, Builder, Type
+from .builder import DOUBLE, FLOAT, INT64, UINT64, Builder, Type, Values
 from .loop import Plan, Settings, plan_in_graph, walk
 from .maps import difference, finite, mean_of_bits, median, score, smoothed, stretched
 from .noise import Given, Noise, Philox
@@ -51,7 +51,9 @@ def detector_graph(bundle: Bundle, noise_input: bool = False) -> onnx.ModelProto
         for name in ("encoder", "denoiser", "decoder")
     }
     g, settings = Builder("detector"), manifest.sampling
-    inputs = [("image", FLOAT, ("N", *_image_shape(manifest)))]
+    inputs: list[tuple[str, Type, Sequence[int | str]]] = [
+        ("image", FLOAT, ("N", *_image_shape(manifest)))
+    ]
     noise: Noise
     if noise_input:
         code, draws = manifest.code, draws_of(bundle)
@@ -112,7 +114,7 @@ def _detect(
     noise: Noise,
     bundle: Bundle,
     real: Type,
-) -> list[tuple[str, Type, Sequence[int | str]]]:
+) -> Values:
     """Write everything between the inputs and the outputs."""
     manifest, settings = bundle.manifest, bundle.manifest.sampling
     probability = g.network(networks["encoder"], {"image": "image"})
@@ -140,7 +142,7 @@ def _outputs(
     settings: SamplingDefaults,
     manifest: Manifest,
     real: Type,
-) -> list[tuple[str, Type, Sequence[int | str]]]:
+) -> Values:
     """Maps and score; 0 for an image that shows nothing, NaN where a network answered so."""
     (channels, *plane), code = _image_shape(manifest), manifest.code
     size = plane[0], plane[1]
