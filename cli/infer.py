@@ -15,7 +15,17 @@ from .cluster_options import (
     GpusPerDetector,
     conclude_cluster,
 )
-from .options import Backend, BatchSize, Device, FlipThreshold, NoiseLevel, Seed, Steps, Threads
+from .options import (
+    Backend,
+    BatchSize,
+    Device,
+    FlipThreshold,
+    NoiseLevel,
+    Seed,
+    Steps,
+    Threads,
+    Threshold,
+)
 
 if TYPE_CHECKING:
     from berdiff.runtime.results import RunSummary
@@ -92,10 +102,7 @@ def infer(
             min=1, help="MiB of scans between reading and writing above which no more are read."
         ),
     ] = 2048,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Threshold of the mask. Default: the bundle's, or Otsu's per scan."),
-    ] = None,
+    threshold: Threshold = None,
     num_parts: Annotated[
         int, typer.Option(min=1, help="Jobs that share this input; each takes its part.")
     ] = 1,

@@ -27,6 +27,10 @@ FlipThreshold = Annotated[
         help="Flip probability that releases a bit. Default: bundle's.",
     ),
 ]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Threshold of the mask. Default: the bundle's, or Otsu's per scan."),
+]
 Device = Annotated[str, typer.Option("--device", "-d", help="Device to run on.")]
 Backend = Annotated[str, typer.Option(help="Engine backend.")]
 Threads = Annotated[

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Backend, BatchSize, Device, FlipThreshold, NoiseLevel, Seed, Steps, Threads
+from .options import (
+    Backend,
+    BatchSize,
+    Device,
+    FlipThreshold,
+    NoiseLevel,
+    Seed,
+    Steps,
+    Threads,
+    Threshold,
+)
+from .stopping import end_when_asked
 
 if TYPE_CHECKING:
     from berdiff.runtime.run_plan import RunOptions
@@ -27,10 +36,7 @@ def serve_dicom(
     steps: Steps = None,
     noise_level: NoiseLevel = None,
     flip_threshold: FlipThreshold = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Threshold of the mask. Default: the bundle's, or Otsu's per scan."),
-    ] = None,
+    threshold: Threshold = None,
     device: Device = "cpu",
     backend: Backend = "onnxruntime",
     threads: Threads = None,
@@ -65,7 +71,7 @@ def _serve(
     from berdiff.runtime.services.self_test import open_proven
 
     keep_names_out()
-    _end_when_asked(lambda: sys.exit(0))
+    end_when_asked(lambda: sys.exit(0))
     config.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds patients' images
     health = Health("dicom")
     with (
@@ -76,7 +82,7 @@ def _serve(
         detector, proof = open_proven(model, *engine, batch_size=options.batch_size)
         with detector:
             node = Node(detector, options, config, health, audit)
-            _end_when_asked(node.stop)
+            end_when_asked(node.stop)
             audit.append("start", service="dicom", **proof.facts())
             try:
                 with node.serving() as port:
@@ -88,9 +94,3 @@ def _serve(
             finally:
                 audit.append("stop", service="dicom")
     typer.echo("stopped", err=True)
-
-
-def _end_when_asked(stop: Callable[[], object]) -> None:
-    """Both Ctrl-C and what ends services ask for a clean end."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop())

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Backend, BatchSize, Device, FlipThreshold, NoiseLevel, Seed, Steps, Threads
+from .options import (
+    Backend,
+    BatchSize,
+    Device,
+    FlipThreshold,
+    NoiseLevel,
+    Seed,
+    Steps,
+    Threads,
+    Threshold,
+)
+from .stopping import end_when_asked
 
 if TYPE_CHECKING:
     from berdiff.runtime.services.mrd.image import Limits
@@ -54,10 +63,7 @@ def serve_mrd(
     steps: Steps = None,
     noise_level: NoiseLevel = None,
     flip_threshold: FlipThreshold = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Threshold of the mask. Default: the bundle's, or Otsu's per scan."),
-    ] = None,
+    threshold: Threshold = None,
     device: Device = "cpu",
     backend: Backend = "onnxruntime",
     threads: Threads = None,
@@ -106,7 +112,7 @@ def _serve(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     stopping, health = Stopping(), Health("mrd")
-    _end_when_asked(lambda: sys.exit(0))
+    end_when_asked(lambda: sys.exit(0))
     health_host, health_port, audit_path = watched
     with contextlib.ExitStack() as opened:
         if health_port is not None:
@@ -122,14 +128,8 @@ def _serve(
             opened.callback(audit.append, "stop", service="mrd")
         work = Work(detector, request, limits, *pace, stopping.now)
         server = Server(work, manners, health, audit, stopping)
-        _end_when_asked(stopping.begin)
+        end_when_asked(stopping.begin)
         with server.serving() as port:
             typer.echo(f"listening on {manners.host}:{port}", err=True)
             server.wait()
     typer.echo("stopped", err=True)
-
-
-def _end_when_asked(stop: Callable[[], object]) -> None:
-    """Both Ctrl-C and what ends services ask for a clean end."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop())

@@ -111,7 +111,8 @@ class Detector(Closing):
         settings = replace(usual, steps=min(2, usual.noise_level))
         zeros = np.zeros((batch_size, pre.channels, *pre.size), np.float32)
         with self._lifetime.call():
-            walked = self._walk(zeros, PhiloxNoise(0, range(batch_size)), settings, UNLIMITED)
+            noise, sampler = PhiloxNoise(0, range(batch_size)), self.sampler(settings)
+            walked = self._walk(zeros, noise, sampler, settings, UNLIMITED)
             self._judge(walked, np.ones_like(zeros), settings)
 
     def settings(
@@ -295,30 +296,40 @@ class Detector(Closing):
         """Find anomalies in a batch before a deadline; see `detect`."""
         images = self._check(images)
         noise = _noise(seed, ids, len(images))
-        self.sampler(settings)  # refuses what is out of range, also where nothing is shown
+        sampler = self.sampler(settings)  # refuses what is out of range, also if nothing is shown
         shown = np.any(foreground(images), axis=(1, 2))
         with self._lifetime.call():
             if shown.all():
-                return self._detect(images, noise, settings, deadline)
+                return self._detect(images, noise, sampler, settings, deadline)
             found = None
             if shown.any():
                 noise = PhiloxNoise(seed, noise.image_ids[shown])
-                found = self._detect(images[shown], noise, settings, deadline)
+                found = self._detect(images[shown], noise, sampler, settings, deadline)
         return among_empty(found, shown, images.shape)
 
     def _walk(
-        self, images: FloatArray, noise: PhiloxNoise, settings: SamplingDefaults, deadline: Deadline
+        self,
+        images: FloatArray,
+        noise: PhiloxNoise,
+        sampler: Sampler,
+        settings: SamplingDefaults,
+        deadline: Deadline,
     ) -> Walk:
-        sampler = self.sampler(settings)
         if isinstance(self.backend, DeviceBackend):
             return self.backend.walk(images, noise, sampler, settings, deadline)
         return walk(self.backend, images, noise, sampler, settings, deadline)
 
     def _detect(
-        self, images: FloatArray, noise: PhiloxNoise, settings: SamplingDefaults, deadline: Deadline
+        self,
+        images: FloatArray,
+        noise: PhiloxNoise,
+        sampler: Sampler,
+        settings: SamplingDefaults,
+        deadline: Deadline,
     ) -> Detection:
         """Find anomalies in images that all show something."""
-        return self._judge(self._walk(images, noise, settings, deadline), images, settings)
+        walked = self._walk(images, noise, sampler, settings, deadline)
+        return self._judge(walked, images, settings)
 
     def _judge(self, walked: Walk, images: FloatArray, settings: SamplingDefaults) -> Detection:
         """Make maps, masks and scores of what the walk of some images led to."""

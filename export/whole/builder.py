@@ -65,7 +65,7 @@ class Builder:
         Parameters
         ----------
         model : ModelProto
-            One graph with one output. Its weights are taken over once for each prefix-less name.
+            One graph with one output. Its weights are taken over once, however often.
         inputs : mapping of str to str
             Its inputs, by their names there, as values here.
         prefix : str
@@ -77,19 +77,19 @@ class Builder:
         for tensor in graph.initializer:
             renamed[tensor.name] = f"{place}/{tensor.name}"
             if renamed[tensor.name] not in held:
-                copy = onnx.TensorProto()
-                copy.CopyFrom(tensor)
-                copy.name = renamed[tensor.name]
-                self._tensors.append(copy)
+                weight = onnx.TensorProto()
+                weight.CopyFrom(tensor)
+                weight.name = renamed[tensor.name]
+                self._tensors.append(weight)
         for node in graph.node:
-            copy_ = onnx.NodeProto()
-            copy_.CopyFrom(node)
+            own = onnx.NodeProto()
+            own.CopyFrom(node)
             for output in node.output:
                 renamed[output] = f"{place}/{prefix}{output}"
-            copy_.input[:] = [renamed[name] if name else "" for name in node.input]
-            copy_.output[:] = [renamed[name] for name in node.output]
-            copy_.name = f"{place}/{prefix}{node.name}"
-            self._nodes.append(copy_)
+            own.input[:] = [renamed[name] if name else "" for name in node.input]
+            own.output[:] = [renamed[name] for name in node.output]
+            own.name = f"{place}/{prefix}{node.name}"
+            self._nodes.append(own)
         return renamed[graph.output[0].name]
 
     def alias(self, value: str, name: str) -> None:
@@ -100,11 +100,7 @@ class Builder:
         """Let an input have a value where the caller gives none."""
         self._tensors.append(numpy_helper.from_array(np.asarray(value, dtype), name))
 
-    def graph(
-        self,
-        inputs: Values,
-        outputs: Values,
-    ) -> onnx.GraphProto:
+    def graph(self, inputs: Values, outputs: Values) -> onnx.GraphProto:
         """Return the graph; inputs and outputs are name, element type and shape."""
         took = [helper.make_tensor_value_info(*value) for value in inputs]
         gave = [helper.make_tensor_value_info(*value) for value in outputs]

@@ -13,10 +13,11 @@ from onnx import helper
 from berdiff import __version__
 from berdiff.runtime.bundle import Bundle
 from berdiff.runtime.manifest import Manifest, SamplingDefaults
+from berdiff.runtime.provenance import NOTICE
 from berdiff.runtime.sampling_settings import make_sampler
 
 from .builder import DOUBLE, FLOAT, INT64, UINT64, Builder, Type, Values
-from .loop import Plan, Settings, plan_in_graph, walk
+from .loop import Plan, plan_in_graph, walk
 from .maps import difference, finite, mean_of_bits, median, score, smoothed, stretched
 from .noise import Given, Noise, Philox
 
@@ -69,7 +70,7 @@ def detector_graph(bundle: Bundle, noise_input: bool = False) -> onnx.ModelProto
         g.give_default("steps", settings.steps or 0, np.int64)
         g.give_default("flip_threshold", settings.flip_threshold, np.float32)
         noise, threshold = Philox(g, "seed", "image_id", manifest.code), "flip_threshold"
-        plan = plan_in_graph(g, Settings("noise_level", "steps", threshold), bundle)
+        plan = plan_in_graph(g, "noise_level", "steps", bundle)
     real = FLOAT if noise_input else DOUBLE
     outputs = _detect(g, networks, plan, threshold, noise, bundle, real)
     model = helper.make_model(
@@ -95,7 +96,7 @@ def metadata(bundle: Bundle) -> dict[str, str]:
         "berdiff.sampling": json.dumps(asdict(manifest.sampling)),
         "berdiff.threshold": json.dumps(manifest.threshold and asdict(manifest.threshold)),
         "berdiff.precision": manifest.precision,
-        "berdiff.use": "RESEARCH - not for clinical use",
+        "berdiff.use": NOTICE,
     }
 
 

@@ -14,23 +14,6 @@ from .noise import Noise
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Values of a graph that say how the loop runs.
-
-    Attributes
-    ----------
-    noise_level, steps : str
-        int64 scalars; `steps` of 0 takes every one.
-    flip_threshold : str
-        float32 scalar.
-    """
-
-    noise_level: str
-    steps: str
-    flip_threshold: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """Tables of a graph, one entry per reverse step, the last step first.
 
@@ -56,18 +39,19 @@ class Plan:
     coefficients: tuple[str, str, str, str]
 
 
-def plan_in_graph(graph: Builder, settings: Settings, bundle: Bundle) -> Plan:
+def plan_in_graph(graph: Builder, noise_level: str, steps: str, bundle: Bundle) -> Plan:
     """Choose steps and coefficients from values that are known when the graph runs.
 
     What the runtime refuses makes the graph fail: a noise level outside ``[1, T)`` and steps that
-    do not fit it are turned into a step that the table does not have.
+    do not fit it are turned into a step that the table does not have. Both are int64 scalars;
+    `steps` of 0 takes every one.
     """
     g, abar = graph, bundle.schedule.abar
     one, two, total = (g.constant(value, np.int64) for value in (1, 2, len(abar)))
     table = g.constant(abar, np.float64)
-    level = settings.noise_level
-    asked = g.op("Where", g.op("Equal", settings.steps, g.constant(0, np.int64)), level,
-                 settings.steps)  # fmt: skip
+    level = noise_level
+    asked = g.op("Where", g.op("Equal", steps, g.constant(0, np.int64)), level,
+                 steps)  # fmt: skip
     fits = g.op("And", g.op("GreaterOrEqual", asked, g.op("Min", two, level)),
                 g.op("LessOrEqual", asked, level))  # fmt: skip
     fits = g.op("And", fits, g.op("GreaterOrEqual", level, one))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -149,15 +149,10 @@ def score(graph: Builder, planes: str, inside: str, size: tuple[int, int], real:
     return str(g.op("Reshape", g.op("Div", total, count), g.ints(-1)))
 
 
-def every(graph: Builder, value: str, holds: Callable[[str], str]) -> str:
-    """Whether something holds for every element of each image: bool ``[N]``."""
-    g = graph
-    flat = g.op("Reshape", g.cast(holds(value), FLOAT), g.ints(0, -1))
+def finite(graph: Builder, value: str) -> str:
+    """Whether each image's values are all numbers: bool ``[N]``."""
+    g, zero = graph, graph.constant(0, np.float32)
+    numbers = g.op("Equal", g.op("Mul", value, zero), zero)
+    flat = g.op("Reshape", g.cast(numbers, FLOAT), g.ints(0, -1))
     least = g.op("ReduceMin", flat, g.ints(1), keepdims=0)
     return str(g.op("Greater", least, g.constant(0.5, np.float32)))
-
-
-def finite(graph: Builder, value: str) -> str:
-    """Whether each image's values are all numbers."""
-    zero = graph.constant(0, np.float32)
-    return every(graph, value, lambda v: str(graph.op("Equal", graph.op("Mul", v, zero), zero)))

@@ -15,11 +15,10 @@ from ...bundle import Bundle
 from ...detection import ScanDetection
 from ...errors import InputError
 from ...manifest import SamplingDefaults
+from ...provenance import NOTICE
 from .image import DATA_TYPES, Attributes, Image, write_attributes
 from .parameters import Request
 from .volumes import Input, Volume, directions
-
-RESEARCH = "RESEARCH - not for clinical use"
 
 # Pixels that stand for the highest value there can be. Half of what 16 bits hold: some clients take
 # them for signed.
@@ -140,8 +139,8 @@ def _images(result: _Result, series: int, facts: Attributes, request: Request) -
         "ImageProcessingHistory": ["BERDIFF"],
         "SeriesDescriptionAdditional": [f"_berdiff_{result.kind}"],
         "SequenceDescriptionAdditional": [f"berdiff_{result.kind}"],
-        "ImageComments": [f"{RESEARCH}; {worth}"],
-        "ImageComment": [RESEARCH, worth],  # some clients look for this name, and join its values
+        "ImageComments": [f"{NOTICE}; {worth}"],
+        "ImageComment": [NOTICE, worth],  # some clients look for this name, and join its values
         # An original's own would be applied to the map, whose window is in pixels.
         "RescaleSlope": ["1"],
         "RescaleIntercept": ["0"],

@@ -11,10 +11,11 @@ from ...detection import ScanDetection
 from ...detector import Detector
 from ...errors import InputError
 from ...manifest import SamplingDefaults
+from ...provenance import NOTICE
 from . import wire as mrd
 from .image import Image, Limits, read_image
 from .parameters import Request, check_config, check_config_text, read_parameters
-from .replies import RESEARCH, Context, SeriesNumbers, make_replies
+from .replies import Context, SeriesNumbers, make_replies
 from .volumes import (
     Input,
     Volume,
@@ -264,7 +265,7 @@ class Session:
         name = given.volumes[0].name
         self.wire.send_text(
             f"INFO     {name}: score {found.score:.4g} in slice {found.worst_slice}, threshold "
-            f"{found.threshold:.4g} ({found.threshold_source}); {RESEARCH}"
+            f"{found.threshold:.4g} ({found.threshold_source}); {NOTICE}"
         )
         for volume in given.volumes:
             if volume.note:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from berdiff.export.whole.builder import DOUBLE, FLOAT, INT64, UINT64, Builder
-from berdiff.export.whole.loop import Settings, plan_in_graph
+from berdiff.export.whole.loop import plan_in_graph
 from berdiff.export.whole.maps import difference, median, score, smoothed, stretched
 from berdiff.export.whole.noise import Philox
 from berdiff.runtime import anomaly
@@ -84,7 +84,7 @@ def test_draws_are_those_of_the_runtime(code: CodeShape) -> None:
 @pytest.fixture(scope="module")
 def plan(tiny_bundle: Bundle) -> Callable[..., list[NDArray[Any]]]:
     def write(graph: Builder) -> list[str]:
-        made = plan_in_graph(graph, Settings("noise_level", "steps", ""), tiny_bundle)
+        made = plan_in_graph(graph, "noise_level", "steps", tiny_bundle)
         return [made.count, made.level, made.keep, made.floor, made.timesteps, *made.coefficients]
 
     scalars = [
